@@ -1,0 +1,1 @@
+"""Backends that run sandboxes, one package each, behind domain.ports.SandboxDriver."""

@@ -1,0 +1,1 @@
+"""Use cases: what each verb of the contract does, whatever the transport and the backend."""

@@ -1,0 +1,1 @@
+"""What a container cannot hold: renewed expiry, patched metadata, request ids, failures."""
