@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -139,7 +139,7 @@ def _fields_of(section: str) -> Mapping[str, FieldInfo]:
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
     """The plain types of an annotation: Annotated[int, ...] | None is (int, NoneType)."""
-    if isinstance(annotation, UnionType):
+    if get_origin(annotation) in (Union, UnionType):
         return tuple(kind for part in get_args(annotation) for kind in _kinds(part))
     return (get_args(annotation)[0] if get_origin(annotation) is Annotated else get_origin(annotation) or annotation,)
 
@@ -149,7 +149,7 @@ def _choices(field: FieldInfo | None) -> tuple[str, ...]:
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
-_EXAMPLES: Mapping[Any, Any] = {int: 100, Path: "/path/to/file", SecretStr: "...", str: "..."}
+_EXAMPLES: Mapping[Any, Any] = {int: 100, Path: "/path/to/file", SecretStr: "...", str: "...", tuple: ["..."]}
 
 
 def _sample(place: _Place) -> str:
@@ -168,7 +168,7 @@ def _sample(place: _Place) -> str:
 
 def _default(place: _Place) -> Any:
     """None when there is no default that would be worth writing."""
-    if place.field is None or place.field.is_required() or place.field.default == "":
+    if place.field is None or place.field.is_required() or place.field.default in ("", ()):
         return None
     return place.field.default
 
