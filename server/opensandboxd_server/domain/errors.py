@@ -85,7 +85,11 @@ class ResourceExhausted(SandboxError):
 
 
 class Unsupported(SandboxError):
-    pass
+    """`field` is the path of what asked for it, when it is a field and not a verb."""
+
+    def __init__(self, reason: str, message: str, *, field: str = "", **details: str) -> None:
+        super().__init__(reason, message, **details)
+        self.field = field
 
 
 class BackendUnavailable(SandboxError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 
 
@@ -179,6 +179,30 @@ class Sandbox:
     @property
     def etag(self) -> str:
         return f'"{self.revision}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Expiration:
+    """When to delete: `ttl` after now, or `at` a time; at most one of them. Neither: not before it is asked for."""
+
+    ttl: timedelta | None = None
+    at: datetime | None = None
+
+    @property
+    def field(self) -> str:
+        return "ttl" if self.ttl is not None else "expire_time"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """One CreateSandbox. `request_id` "": not idempotent."""
+
+    spec: SandboxSpec
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    expiration: Expiration = Expiration()
+    request_id: str = ""
+    validate_only: bool = False
+    return_when: ReturnWhen = ReturnWhen.RUNNING
 
 
 @dataclass(frozen=True, slots=True)

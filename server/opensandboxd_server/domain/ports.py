@@ -63,9 +63,11 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Relisted:
-    """All there is, as of now: sent first, and again after every gap in the backend's events."""
+    """All there is: sent first, and again after every gap in the backend's events. What finished being created
+    after `began`, when the listing was asked for, may be missing from it."""
 
     sandboxes: tuple[Observation, ...]
+    began: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ DriverEvent = Seen | Gone | Relisted | Lost
 
 @dataclass(frozen=True, slots=True)
 class DriverInfo:
-    """`version` is the backend's own; `runtimes` says of each secure runtime whether the backend has it."""
+    """`version` is the backend's own; `runtimes` says of each secure runtime whether the backend has it; `cpus` is the
+    most that one sandbox can be given, 0 when unknown."""
 
     name: str
     version: str
@@ -88,6 +91,7 @@ class DriverInfo:
     proof: RuntimeProof | None
     unsupported: Mapping[str, str] = field(default_factory=dict)
     """Capabilities that this driver or backend lacks: name -> why, and what to do."""
+    cpus: int = 0
 
 
 Progress = Callable[[str, str], None]
@@ -128,7 +132,7 @@ class SandboxDriver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SandboxRecord:
-    """What has changed of a sandbox since its creation. `claimed`: its expiry struck, or its deletion began."""
+    """What has changed of a sandbox since its creation. `claimed`: its expiry has struck, and it is being removed."""
 
     id: str
     revision: int
@@ -166,9 +170,6 @@ class SandboxStore(Protocol):
     async def compare_and_set(self, record: SandboxRecord, expected_revision: int) -> bool:
         """Writes `record` if the sandbox's stored revision is `expected_revision` (0: none stored) and it is not
         claimed; says whether it did."""
-
-    async def release(self, id: str) -> None:
-        """Takes back a claim, when the deletion it was for failed."""
 
     async def load_requests(self) -> list[RequestRecord]: ...
 

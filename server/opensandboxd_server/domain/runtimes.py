@@ -14,6 +14,15 @@ MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Capability:
+    """`word` is the error reason of a request that needs it in vain."""
+
+    supported: bool
+    reason: str = ""
+    word: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SecureRuntime:
     """`oci_runtime` and `runtime_class` are the names looked for unless configured; "" is the backend's default.
 
@@ -30,6 +39,13 @@ class SecureRuntime:
     install: str
     unsupported: Mapping[str, str]
     docker_refusal: str = ""
+
+    def capabilities(self) -> dict[str, Capability]:
+        """What the runtime itself can, whatever the server makes of it."""
+        return {
+            name: Capability(name not in self.unsupported, self.unsupported.get(name, ""))
+            for name in RUNTIME_CAPABILITIES
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,9 @@ CAPABILITIES: Mapping[str, str] = {
 }
 """Everything that a server can be asked for and may lack, with what it means."""
 
+RUNTIME_CAPABILITIES = ("full_syscalls", "gpu", "privileged", "egress", "volumes", "host_path", "ipv6")
+"""Those of them that depend on the secure runtime."""
+
 _NOT_SERVED = "not served by this version"
 NOT_SERVED: Mapping[str, str] = {
     "egress": f"{_NOT_SERVED}; leave spec.network_policy unset and filter at the network",
@@ -79,7 +98,8 @@ _GVISOR_UNSUPPORTED = {
     "full_syscalls": "gVisor implements most of Linux's system calls, not all; choose kata-qemu for the rest",
     "gpu": "gVisor gives no GPU to sandboxes here; choose runc or kata-qemu",
     "privileged": "gVisor runs neither systemd nor privileged workloads; choose kata-qemu",
-    "egress": "gVisor's network stack does not meet the egress sidecar's rules, so a policy would fail open; choose runc or Kata",
+    "egress": "gVisor's network stack does not meet the egress sidecar's rules, so a policy would fail open; "
+    "choose runc or Kata",
 }
 _FIRECRACKER_UNSUPPORTED = {
     "full_syscalls": "Firecracker's guest kernel is minimal; choose kata-qemu",
@@ -87,7 +107,9 @@ _FIRECRACKER_UNSUPPORTED = {
     "privileged": "Firecracker's guest runs neither systemd nor privileged workloads; choose kata-qemu",
     "host_path": "Firecracker has no virtio-fs; choose kata-qemu or a named volume",
 }
-_FIRECRACKER_ON_DOCKER = "Firecracker needs the devmapper snapshotter, which Docker does not have; choose kata-qemu or use Kubernetes"
+_FIRECRACKER_ON_DOCKER = (
+    "Firecracker needs the devmapper snapshotter, which Docker does not have; choose kata-qemu or use Kubernetes"
+)
 
 RUNC = SecureRuntime(
     "", Isolation.PROCESS, "", "", (0, 0), 0, "trusted workloads, local development", "", {},
@@ -121,14 +143,12 @@ _RUNTIMES = (
 RUNTIMES: Mapping[str, SecureRuntime] = {runtime.type: runtime for runtime in _RUNTIMES}
 
 
-@dataclass(frozen=True, slots=True)
-class Capability:
-    supported: bool
-    reason: str = ""
-
-
-def capabilities_of(runtime: SecureRuntime, unsupported: Mapping[str, str]) -> dict[str, Capability]:
-    """What a server with this runtime can honour: less what this version does not serve, what the runtime cannot
-    and what the driver lacks (`unsupported`)."""
-    lacking = {**unsupported, **runtime.unsupported, **NOT_SERVED}
-    return {name: Capability(name not in lacking, lacking.get(name, "")) for name in CAPABILITIES}
+def capabilities_of(runtime: SecureRuntime, driver_lacks: Mapping[str, str]) -> dict[str, Capability]:
+    """What a server can honour: everything but what this version does not serve, what its driver lacks and what its
+    runtime cannot. The most lasting reason is the one told."""
+    lacking = (
+        {name: Capability(False, why, "NOT_SERVED") for name, why in NOT_SERVED.items()}
+        | {name: Capability(False, why, "UNSUPPORTED_BY_DRIVER") for name, why in driver_lacks.items()}
+        | {name: Capability(False, why, "UNSUPPORTED_BY_RUNTIME") for name, why in runtime.unsupported.items()}
+    )
+    return {name: lacking.get(name, Capability(True)) for name in CAPABILITIES}
