@@ -47,6 +47,7 @@ class App:
         self._store = store
         self._clock = clock or SystemClock()
         self._health = Tasks()
+        self._stopped = False
         self.port = 0
 
     @classmethod
@@ -109,7 +110,10 @@ class App:
         )
 
     async def stop(self) -> None:
-        """Ends the server within `[server] graceful_shutdown_seconds`; sandboxes keep running."""
+        """Ends the server within `[server] graceful_shutdown_seconds`; sandboxes keep running. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
         await self._rpc.begin_shutdown()
         self._creations.begin_shutdown()
         grace = self._settings.server.graceful_shutdown_seconds
