@@ -9,10 +9,10 @@ from typing import Protocol
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from opensandboxd.v1 import runtime_service_pb2 as runtime_pb
 from opensandboxd.v1 import sandbox_pb2 as pb
 from opensandboxd.v1 import sandbox_service_pb2 as service_pb
-
 from opensandboxd_server.domain import model
 from opensandboxd_server.domain.errors import InvalidArgument
 from opensandboxd_server.domain.runtimes import Capability

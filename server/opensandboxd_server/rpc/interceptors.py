@@ -6,10 +6,11 @@ One interceptor does it all, because each layer of grpc.aio interceptors costs e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -115,14 +116,15 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unus
 
         return call
 
-    def _stream(self, method: str, behaviour: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
+    def _stream(self, method: str, behaviour: Callable[[Any, Context], AsyncGenerator[Any]]) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             record = _Call(method, self._driver, request, context)
             try:
                 self._authenticate(record.metadata)
                 with self._calls:
-                    async for response in behaviour(request, context):
-                        yield response
+                    async with contextlib.aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            yield response
             except BaseException as error:
                 await record.fail(error)
                 raise

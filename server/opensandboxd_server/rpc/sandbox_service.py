@@ -7,7 +7,6 @@ from typing import Any
 
 from opensandboxd.v1 import sandbox_service_pb2 as pb
 from opensandboxd.v1 import sandbox_service_pb2_grpc as pb_grpc
-
 from opensandboxd_server.rpc import convert
 from opensandboxd_server.service.creation import Creations
 from opensandboxd_server.service.following import Following

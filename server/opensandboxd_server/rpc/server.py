@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
-from opensandboxd.v1 import runtime_service_pb2, runtime_service_pb2_grpc, sandbox_service_pb2, sandbox_service_pb2_grpc
 
+from opensandboxd.v1 import runtime_service_pb2, runtime_service_pb2_grpc, sandbox_service_pb2, sandbox_service_pb2_grpc
 from opensandboxd_server.domain.errors import StartupError
 from opensandboxd_server.rpc.interceptors import Calls, RequestInterceptor
 from opensandboxd_server.rpc.runtime_service import RuntimeServicer

@@ -19,6 +19,9 @@ from opensandboxd_server.service.index import Change, SandboxIndex
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+MAX_PAGE_TEXT = 2 * 1024 * 1024
+"""Characters of callers' text on one page: half of what a gRPC client receives by default."""
+
 BOOKMARK_INTERVAL = 30.0
 """Seconds of silence after which a watch is sent a bookmark."""
 
@@ -85,10 +88,12 @@ class Following:
             raise InvalidArgument.of("page_size", "must not be negative; 0 is the default of 100")
         size = min(page_size or DEFAULT_PAGE, MAX_PAGE)
         page: list[Sandbox] = []
+        room = MAX_PAGE_TEXT
         for sandbox in self._index.sandboxes(_decode_token(page_token, filter) if page_token else None):
             if not filter.matches(sandbox):
                 continue
-            if len(page) == size:
+            room -= _text(sandbox)
+            if len(page) == size or (page and room < 0):
                 return Page(tuple(page), _encode_token(page[-1], filter))
             page.append(sandbox)
         return Page(tuple(page), "")
@@ -174,6 +179,12 @@ class Following:
                 subject="resource_version",
             )
         return int(position)
+
+
+def _text(sandbox: Sandbox) -> int:
+    """How many characters the caller's own text takes, roughly: what makes a sandbox's message large."""
+    texts = (sandbox.spec.entrypoint, sandbox.spec.env, sandbox.spec.env.values(), sandbox.metadata)
+    return 512 + sum(len(text) for part in texts for text in part)
 
 
 def _event(change: Change, filter: Filter) -> tuple[WatchKind, Sandbox] | None:

@@ -254,7 +254,9 @@ class ListSandboxesRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many: 1 to 1,000; 100 when 0. Larger values are taken as 1,000."""
+    """At most this many: 1 to 1,000; 100 when 0. Larger values are taken as 1,000. A page also ends before it outgrows a
+    message, so only an empty `next_page_token` tells the end.
+    """
     page_token: _builtins.str
     """`next_page_token` of the page before, with the same filters. Opaque."""
     @_builtins.property
@@ -732,7 +734,7 @@ class WatchSandboxesResponse(_message.Message):
     REMOVED_FIELD_NUMBER: _builtins.int
     RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
     resource_version: _builtins.str
-    """Where to resume to miss nothing after this. Opaque."""
+    """Where to resume to miss nothing after this. Opaque. Empty within the snapshot: it cannot be resumed half-way."""
     @_builtins.property
     def bookmark(self) -> Global___Bookmark:
         """Nothing: a place to resume from."""

@@ -138,7 +138,7 @@ class SandboxServiceServicer(object):
         (an hour unless configured), then it is swept.
 
         ALREADY_EXISTS REQUEST_ID_REUSED; FAILED_PRECONDITION SECURE_RUNTIME_REQUIRED, IMAGE_PULL_FAILED, START_FAILED;
-        RESOURCE_EXHAUSTED SANDBOX_LIMIT (QuotaFailure).
+        RESOURCE_EXHAUSTED SANDBOX_LIMIT (QuotaFailure); ABORTED SANDBOX_DELETED when it was deleted meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +161,7 @@ class SandboxServiceServicer(object):
 
     def UpdateSandbox(self, request, context):
         """Changes a sandbox's metadata. Idempotent. With `etag` it is a compare-and-set: ABORTED ETAG_MISMATCH when stale.
+        Failed creations cannot be changed: FAILED_PRECONDITION INVALID_STATE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,7 +227,8 @@ class SandboxServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamLogs(self, request, context):
-        """Streams what the entry point wrote. Idempotent. Ends at the end of the log, or with `follow` when the entry point exits.
+        """Streams what the entry point wrote. Idempotent. Ends at the end of the log, or with `follow` when the entry point
+        exits. FAILED_PRECONDITION INVALID_STATE when it never ran.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,7 +57,7 @@ class SandboxServiceStub:
     (an hour unless configured), then it is swept.
 
     ALREADY_EXISTS REQUEST_ID_REUSED; FAILED_PRECONDITION SECURE_RUNTIME_REQUIRED, IMAGE_PULL_FAILED, START_FAILED;
-    RESOURCE_EXHAUSTED SANDBOX_LIMIT (QuotaFailure).
+    RESOURCE_EXHAUSTED SANDBOX_LIMIT (QuotaFailure); ABORTED SANDBOX_DELETED when it was deleted meanwhile.
     """
     GetSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.GetSandboxRequest, _sandbox_service_pb2.GetSandboxResponse]
     """Returns one sandbox. Idempotent."""
@@ -66,7 +66,9 @@ class SandboxServiceStub:
     listed once; one created or removed meanwhile may be missing.
     """
     UpdateSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.UpdateSandboxRequest, _sandbox_service_pb2.UpdateSandboxResponse]
-    """Changes a sandbox's metadata. Idempotent. With `etag` it is a compare-and-set: ABORTED ETAG_MISMATCH when stale."""
+    """Changes a sandbox's metadata. Idempotent. With `etag` it is a compare-and-set: ABORTED ETAG_MISMATCH when stale.
+    Failed creations cannot be changed: FAILED_PRECONDITION INVALID_STATE.
+    """
     DeleteSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.DeleteSandboxRequest, _sandbox_service_pb2.DeleteSandboxResponse]
     """Deletes a sandbox, in whatever state: its processes are killed, its container, network and files removed. The
     reply comes when they are gone. Idempotent with `allow_missing`. If it fails, the state is what it was before.
@@ -99,7 +101,9 @@ class SandboxServiceStub:
     FAILED_PRECONDITION PORT_NOT_PUBLISHED, INVALID_STATE.
     """
     StreamLogs: _grpc.UnaryStreamMultiCallable[_sandbox_service_pb2.StreamLogsRequest, _sandbox_service_pb2.StreamLogsResponse]
-    """Streams what the entry point wrote. Idempotent. Ends at the end of the log, or with `follow` when the entry point exits."""
+    """Streams what the entry point wrote. Idempotent. Ends at the end of the log, or with `follow` when the entry point
+    exits. FAILED_PRECONDITION INVALID_STATE when it never ran.
+    """
 
 @_typing.type_check_only
 class SandboxServiceAsyncStub(SandboxServiceStub):
@@ -130,7 +134,7 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     (an hour unless configured), then it is swept.
 
     ALREADY_EXISTS REQUEST_ID_REUSED; FAILED_PRECONDITION SECURE_RUNTIME_REQUIRED, IMAGE_PULL_FAILED, START_FAILED;
-    RESOURCE_EXHAUSTED SANDBOX_LIMIT (QuotaFailure).
+    RESOURCE_EXHAUSTED SANDBOX_LIMIT (QuotaFailure); ABORTED SANDBOX_DELETED when it was deleted meanwhile.
     """
     GetSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.GetSandboxRequest, _sandbox_service_pb2.GetSandboxResponse]  # type: ignore[assignment]
     """Returns one sandbox. Idempotent."""
@@ -139,7 +143,9 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     listed once; one created or removed meanwhile may be missing.
     """
     UpdateSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.UpdateSandboxRequest, _sandbox_service_pb2.UpdateSandboxResponse]  # type: ignore[assignment]
-    """Changes a sandbox's metadata. Idempotent. With `etag` it is a compare-and-set: ABORTED ETAG_MISMATCH when stale."""
+    """Changes a sandbox's metadata. Idempotent. With `etag` it is a compare-and-set: ABORTED ETAG_MISMATCH when stale.
+    Failed creations cannot be changed: FAILED_PRECONDITION INVALID_STATE.
+    """
     DeleteSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.DeleteSandboxRequest, _sandbox_service_pb2.DeleteSandboxResponse]  # type: ignore[assignment]
     """Deletes a sandbox, in whatever state: its processes are killed, its container, network and files removed. The
     reply comes when they are gone. Idempotent with `allow_missing`. If it fails, the state is what it was before.
@@ -172,7 +178,9 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     FAILED_PRECONDITION PORT_NOT_PUBLISHED, INVALID_STATE.
     """
     StreamLogs: _aio.UnaryStreamMultiCallable[_sandbox_service_pb2.StreamLogsRequest, _sandbox_service_pb2.StreamLogsResponse]  # type: ignore[assignment]
-    """Streams what the entry point wrote. Idempotent. Ends at the end of the log, or with `follow` when the entry point exits."""
+    """Streams what the entry point wrote. Idempotent. Ends at the end of the log, or with `follow` when the entry point
+    exits. FAILED_PRECONDITION INVALID_STATE when it never ran.
+    """
 
 class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
     """SandboxService creates, watches and removes sandboxes.
@@ -206,7 +214,7 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         (an hour unless configured), then it is swept.
 
         ALREADY_EXISTS REQUEST_ID_REUSED; FAILED_PRECONDITION SECURE_RUNTIME_REQUIRED, IMAGE_PULL_FAILED, START_FAILED;
-        RESOURCE_EXHAUSTED SANDBOX_LIMIT (QuotaFailure).
+        RESOURCE_EXHAUSTED SANDBOX_LIMIT (QuotaFailure); ABORTED SANDBOX_DELETED when it was deleted meanwhile.
         """
 
     @_abc_1.abstractmethod
@@ -233,7 +241,9 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sandbox_service_pb2.UpdateSandboxRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sandbox_service_pb2.UpdateSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.UpdateSandboxResponse]]:
-        """Changes a sandbox's metadata. Idempotent. With `etag` it is a compare-and-set: ABORTED ETAG_MISMATCH when stale."""
+        """Changes a sandbox's metadata. Idempotent. With `etag` it is a compare-and-set: ABORTED ETAG_MISMATCH when stale.
+        Failed creations cannot be changed: FAILED_PRECONDITION INVALID_STATE.
+        """
 
     @_abc_1.abstractmethod
     def DeleteSandbox(
@@ -314,6 +324,8 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sandbox_service_pb2.StreamLogsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sandbox_service_pb2.StreamLogsResponse], _abc.AsyncIterator[_sandbox_service_pb2.StreamLogsResponse]]:
-        """Streams what the entry point wrote. Idempotent. Ends at the end of the log, or with `follow` when the entry point exits."""
+        """Streams what the entry point wrote. Idempotent. Ends at the end of the log, or with `follow` when the entry point
+        exits. FAILED_PRECONDITION INVALID_STATE when it never ran.
+        """
 
 def add_SandboxServiceServicer_to_server(servicer: SandboxServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
