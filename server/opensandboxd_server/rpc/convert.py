@@ -20,19 +20,12 @@ from opensandboxd_server.service.following import Filter, WatchEvent, WatchKind
 from opensandboxd_server.service.runtime import RuntimeEntry, RuntimeInfo
 from opensandboxd_server.service.sandboxes import MetadataChange
 
-_STATES = {
-    model.SandboxState[v.name.removeprefix("SANDBOX_STATE_")]: v.number for v in pb.SandboxState.DESCRIPTOR.values[1:]
-}
+_STATES = {state: pb.SandboxState.Value(f"SANDBOX_STATE_{state.name}") for state in model.SandboxState}
+_ISOLATIONS = {isolation: pb.Isolation.Value(f"ISOLATION_{isolation.name}") for isolation in model.Isolation}
+_ACTIONS = {action: pb.NetworkAction.Value(f"NETWORK_ACTION_{action.name}") for action in model.NetworkAction}
+_STREAMS = {stream: service_pb.LogStream.Value(f"LOG_STREAM_{stream.name}") for stream in model.LogStream}
 _STATES_BACK = {number: state for state, number in _STATES.items()}
-_ISOLATIONS = {model.Isolation[v.name.removeprefix("ISOLATION_")]: v.number for v in pb.Isolation.DESCRIPTOR.values[1:]}
-_ACTIONS = {
-    model.NetworkAction[v.name.removeprefix("NETWORK_ACTION_")]: v.number
-    for v in pb.NetworkAction.DESCRIPTOR.values[1:]
-}
 _ACTIONS_BACK = {number: action for action, number in _ACTIONS.items()}
-_STREAMS = {
-    model.LogStream[v.name.removeprefix("LOG_STREAM_")]: v.number for v in service_pb.LogStream.DESCRIPTOR.values[1:]
-}
 _STREAMS_BACK = {number: stream for stream, number in _STREAMS.items()}
 
 _MASK_ENTRY = re.compile(r"metadata\.(?:`(?P<quoted>[^`]+)`|(?P<plain>[^`.]+))")
@@ -119,7 +112,7 @@ def _volume(volume: pb.Volume) -> model.Volume:
     return model.Volume(volume.name, source, volume.mount_path, volume.read_only, volume.sub_path)
 
 
-def states(numbers: Iterable[int]) -> frozenset[model.SandboxState]:
+def states(numbers: Iterable[pb.SandboxState.ValueType]) -> frozenset[model.SandboxState]:
     known = set()
     for i, number in enumerate(numbers):
         if number not in _STATES_BACK:

@@ -86,7 +86,7 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unus
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
         """The handler of the same kind, with a call's beginning and end around its behaviour."""
-        kinds = {
+        kinds: dict[tuple[bool, bool], tuple[str, Callable[[str, Any], Any], Callable[..., Handler]]] = {
             (False, False): ("unary_unary", self._unary, grpc.unary_unary_rpc_method_handler),
             (False, True): ("unary_stream", self._stream, grpc.unary_stream_rpc_method_handler),
             (True, False): ("stream_unary", self._unary, grpc.stream_unary_rpc_method_handler),
