@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -47,8 +48,10 @@ class App:
         self._store = store
         self._clock = clock or SystemClock()
         self._health = Tasks()
+        self._open = AsyncExitStack()
         self._stopped = False
         self.port = 0
+        """What it listens on."""
 
     @classmethod
     async def start(
@@ -66,14 +69,16 @@ class App:
         try:
             await app._start(address or f"{settings.server.host}:{settings.server.port}")
         except BaseException:
-            await app._driver.close()
+            await app._open.aclose()
             raise
         return app
 
     async def _start(self, address: str) -> None:
         settings, driver, store, clock = self._settings, self._driver, self._store, self._clock
+        self._open.push_async_callback(driver.close)
         info = await driver.start()
         await store.open()
+        self._open.push_async_callback(store.close)
         runtime = sandbox_runtime(settings)
         capabilities = capabilities_of(RUNTIMES[runtime.secure_runtime], info.unsupported)
         policy = Policy(settings, runtime, capabilities, info.cpus)
@@ -87,19 +92,24 @@ class App:
             limit=settings.server.max_sandboxes or 0,
             failure_ttl=settings.pending_failure_ttl,
         )
-        self._sandboxes = Sandboxes(driver, store, index, self._creations, policy, clock)
-        self._reaper = Reaper(index, self._sandboxes, self._creations, clock)
-        self._feed = Feed(driver, store, index, self._creations, self._on_health)
+        sandboxes = Sandboxes(driver, store, index, self._creations, policy, clock)
+        reaper = Reaper(index, sandboxes, self._creations, clock)
+        feed = Feed(driver, store, index, self._creations, self._on_health)
         self._rpc = RpcServer(
-            SandboxServicer(self._creations, self._sandboxes, Following(index)),
+            SandboxServicer(self._creations, sandboxes, Following(index)),
             RuntimeServicer(RuntimeInfo(server_version(), info, runtime, capabilities)),
             api_key=settings.server.api_key.get_secret_value() if settings.server.api_key else "",
             driver=info.name,
             tls=_tls(settings),
         )
         await self._rpc.set_serving(False)
-        await self._feed.start()
-        self._reaper.start()
+        self._open.push_async_callback(self._health.drain)
+        self._open.push_async_callback(feed.close)
+        await feed.start()
+        self._open.push_async_callback(reaper.close)
+        reaper.start()
+        self._open.push_async_callback(sandboxes.drain)
+        self._open.push_async_callback(self._creations.close)
         self.port = await self._rpc.start(address)
         log.info(
             "serving",
@@ -118,13 +128,7 @@ class App:
         self._creations.begin_shutdown()
         grace = self._settings.server.graceful_shutdown_seconds
         await self._rpc.stop(grace * 0.8)  # what is left is for rolling back the creations that did not finish
-        await self._creations.close()
-        await self._sandboxes.drain()
-        await self._reaper.close()
-        await self._feed.close()
-        await self._health.drain()
-        await self._store.close()
-        await self._driver.close()
+        await self._open.aclose()
         log.info("stopped")
 
     def _on_health(self, healthy: bool) -> None:
@@ -138,6 +142,8 @@ async def serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     if settings.ignored_keys:
         log.info("keys of OpenSandbox that mean nothing here", keys=", ".join(settings.ignored_keys))
+    if settings.runtime.execd_image:
+        log.warning("[runtime] execd_image is accepted, and not injected by this version")
     app = await App.start(settings)
     await stopping.wait()
     log.info("shutting down", grace_seconds=settings.server.graceful_shutdown_seconds)
@@ -145,7 +151,9 @@ async def serve(settings: Settings) -> None:
 
 
 def driver_for(settings: Settings) -> SandboxDriver:
-    """The driver of the configured `[runtime] type`."""
+    """The driver of the configured `[runtime] type`. StartupError for what this version does not serve."""
+    if settings.renew_intent.enabled:
+        raise StartupError("[renew_intent] enabled: renewal on access is not served by this version; set it to false")
     if settings.runtime.type != "docker":
         raise StartupError(
             f'[runtime] type = "{settings.runtime.type}" is not served by this version; use type = "docker"'
