@@ -33,6 +33,7 @@ from opensandboxd_server.settings.types import (
     SandboxTimeout,
     Seconds,
     is_host,
+    is_host_with_port,
 )
 
 EVERY_INTERFACE = "0.0.0.0"  # noqa: S104 - the documented default of a server that authenticates
@@ -245,16 +246,12 @@ class GatewaySettings(Section):
 
     @model_validator(mode="after")
     def _address_fits_route(self) -> Self:
-        host, colon, port = self.address.rpartition(":")
-        if not colon or self.address.endswith("]"):
-            host, port = self.address, ""
-        wildcard = self.route.mode == "wildcard"
-        named = host.removeprefix("*.") if wildcard else host.removeprefix("[").removesuffix("]")
-        port_fits = not colon or not port or (port.isdecimal() and 1 <= int(port) <= 65535)
-        if wildcard and (not host.startswith("*.") or "." not in named or not is_host(named) or colon):
-            why = 'is not a wildcard domain, which route.mode = "wildcard" needs'
-            refuse(Wrong("address", why, 'write one like "*.sandboxes.example.com"'))
-        if not wildcard and (not is_host(named) or not port_fits):
+        if self.route.mode == "wildcard":
+            domain = self.address.removeprefix("*.")
+            if domain == self.address or "." not in domain or not is_host(domain):
+                why = 'is not a wildcard domain, which route.mode = "wildcard" needs'
+                refuse(Wrong("address", why, 'write one like "*.sandboxes.example.com"'))
+        elif not is_host_with_port(self.address):
             why = "is not a host with an optional port, without a scheme"
             refuse(Wrong("address", why, 'write one like "sandboxes.example.com:8443"'))
         return self

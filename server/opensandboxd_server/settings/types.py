@@ -16,6 +16,7 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _HOST_NAME = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
+_HOST_WITH_PORT = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _DOCKER_NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?")
 _API_KEY = re.compile(r"[!-~]([ -~]*[!-~])?")
@@ -46,6 +47,14 @@ def is_ip(value: str) -> bool:
 def is_host(value: str) -> bool:
     """An IP address or a host name, without a port. A name of digits and dots alone is a mistyped address."""
     return is_ip(value) or bool(_HOST_NAME.fullmatch(value) and not re.fullmatch(r"[0-9.]+", value))
+
+
+def is_host_with_port(value: str) -> bool:
+    """A host, perhaps with ":port"; an IPv6 address with a port stands in brackets."""
+    if is_host(value):
+        return True
+    match = _HOST_WITH_PORT.fullmatch(value)
+    return bool(match and is_host(match["v6"] or match["host"]) and 1 <= int(match["port"]) <= 65535)
 
 
 def _path(value: Any) -> Any:
