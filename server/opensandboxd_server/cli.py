@@ -7,6 +7,7 @@ Exit codes: 0 normal, 1 the server could not start on its backend, 2 the configu
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -80,13 +81,13 @@ def _init_config(path: Path, example: str, *, force: bool) -> int:
     """Readable by its owner alone: the file is where an API key goes."""
     path = path.expanduser()
     text = resources.files("opensandboxd_server").joinpath("examples", f"{example}.toml").read_bytes()
+    if path.exists() and not force:
+        raise RefusedError(f"{path} exists; choose another path, or overwrite it with --force")
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, flags, 0o600), "wb") as file:
             file.write(text)
-    except FileExistsError:
-        raise RefusedError(f"{path} exists; choose another path, or overwrite it with --force") from None
     except OSError as error:
         raise RefusedError(f"cannot write {path}: {error.strerror}; choose another path") from None
     sys.stdout.write(f"wrote {path}; start the server with `opensandboxd --config {path}`\n")
@@ -102,9 +103,7 @@ def _serve(config: Path | None) -> int:
         why = f"cannot write {settings.log.file_path}: {error.strerror}"
         raise RefusedError(f"[log] file_path: {why}; choose another, or set file_enabled = false") from None
 
-    import asyncio  # both late, so that --help and a refused configuration answer at once
-
-    from opensandboxd_server import app
+    from opensandboxd_server import app  # late, so that --help and a refused configuration answer at once
 
     asyncio.run(app.serve(settings))
     return 0
