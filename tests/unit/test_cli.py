@@ -132,6 +132,14 @@ def test_a_failed_start_is_told_without_a_traceback(environ: dict[str, str], con
     assert failed.stderr == "opensandboxd: runtime runsc is not registered;\nopensandboxd: install it\n"
 
 
+def test_what_this_version_does_not_serve_is_a_failed_start(environ: dict[str, str], config: Path) -> None:
+    config.write_text('[runtime]\ntype = "kubernetes"\n')
+    failed = run(COMMAND, environ, OPENSANDBOX_INSECURE_SERVER="YES")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith('opensandboxd: [runtime] type = "kubernetes" is not served by this version')
+    assert "Traceback" not in failed.stderr
+
+
 def test_a_log_file_that_cannot_be_written_is_refused(environ: dict[str, str], config: Path) -> None:
     config.write_text(f'{DOCKER}[log]\nfile_enabled = true\nfile_path = "/dev/null/x.log"\n')
     refused = run(WITH_APP, environ, OPENSANDBOX_INSECURE_SERVER="YES")

@@ -22,7 +22,7 @@ from opensandboxd_server.settings import (
     StoreSettings,
     load,
 )
-from opensandboxd_server.settings.opensandbox import FOREIGN_KEYS, FOREIGN_VARIABLES, Ignored, Refused
+from opensandboxd_server.settings.opensandbox import FOREIGN_KEYS
 from opensandboxd_server.settings.problems import in_file
 
 DOCKER = '[runtime]\ntype = "docker"\n'
@@ -30,14 +30,18 @@ KUBERNETES = '[runtime]\ntype = "kubernetes"\n'
 Write = Callable[[str], Path]
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
+def writer(directory: Path) -> Write:
     def write(text: str) -> Path:
-        path = tmp_path / "sandbox.toml"
+        path = directory / "sandbox.toml"
         path.write_text(text)
         return path
 
     return write
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    return writer(tmp_path)
 
 
 def refusal(path: Path, environ: dict[str, str] | None = None) -> list[str]:
@@ -242,6 +246,19 @@ def test_a_kubernetes_file_parses_whole(write: Write) -> None:
 
 def test_a_section_of_the_other_runtime_may_stand_with_its_defaults(write: Write) -> None:
     assert load(write(f'{DOCKER}[kubernetes]\nnamespace = "default"\n[agent_sandbox]\n'), {}).runtime.type == "docker"
+
+
+def test_the_store_is_where_the_file_says(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(write(DOCKER), {}).store == StoreSettings(path=tmp_path / ".opensandbox" / "opensandbox.db")
+    assert load(write(f'{DOCKER}[store]\npath = "~/x.db"\n'), {}).store.path == tmp_path / "x.db"
+
+
+@pytest.mark.parametrize(
+    ("host", "address"), [("127.0.0.1", "127.0.0.1:8080"), ("::", "[::]:8080"), ("localhost", "localhost:8080")]
+)
+def test_an_address_is_as_grpc_takes_it(host: str, address: str) -> None:
+    assert ServerSettings(host=host).address == address
 
 
 # -- what is refused
@@ -461,52 +478,3 @@ def test_no_message_tells_a_secret_of_the_environment(write: Write) -> None:
     (line,) = refusal(write(DOCKER), {"OPENSANDBOX_SERVER_API_KEY": f"{SECRET}\n"})
     assert line.startswith("environment: OPENSANDBOX_SERVER_API_KEY: ")
     assert SECRET not in line
-
-
-# -- OpenSandbox's keys
-
-
-@pytest.mark.parametrize("key", [key for key, what in FOREIGN_KEYS.items() if isinstance(what, Ignored)])
-def test_a_key_that_means_nothing_here_is_named_and_ignored(write: Write, key: str) -> None:
-    section, _, name = key.rpartition(".")
-    value = "{ dsn = 'x' }" if key == "store.postgresql" else "1"
-    table = "" if section == "runtime" else f"[{section}]\n"
-    settings = load(write(f"{DOCKER}{table}{name} = {value}\n"), {})
-    assert settings.ignored_keys == ("store.postgresql.dsn" if key == "store.postgresql" else key,)
-    assert settings == load(write(DOCKER), {}).model_copy(update={"ignored_keys": settings.ignored_keys})
-
-
-@pytest.mark.parametrize("key", [key for key, what in FOREIGN_KEYS.items() if isinstance(what, Refused)])
-def test_a_key_that_would_protect_is_refused_with_the_reason(write: Write, key: str) -> None:
-    refused = FOREIGN_KEYS[key]
-    assert isinstance(refused, Refused)
-    section, _, name = key.rpartition(".")
-    table = f"[{section}]\n" if section else ""
-    path = write(f"{table}{name} = {{ a = 1 }}\n{DOCKER}" if section else f"{name} = {{ }}\n{DOCKER}")
-    assert refusal(path) == [f"{path}: {in_file(key)}: {refused.why}; {refused.remedy}"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[docker]\nsandbox_env = {}\nsandbox_binds = []\n",
-        "[kubernetes]\nread_qps = 0.0\nwrite_burst = 0\ninsecure_skip_tls_verify = false\n",
-        '[ingress.secure_access]\nactive_key = ""\nkeys = []\n',
-        '[egress.upstream_proxy]\nurl = ""\n',
-    ],
-)
-def test_a_refused_key_that_asks_for_nothing_is_accepted(write: Write, text: str) -> None:
-    assert load(write(DOCKER + text), {}) == load(write(DOCKER), {})
-
-
-@pytest.mark.parametrize("name", FOREIGN_VARIABLES)
-def test_a_variable_that_would_protect_is_refused(write: Write, name: str) -> None:
-    (line,) = refusal(write(DOCKER), {name: SECRET})
-    assert line.startswith(f"environment: {name}: signs the routes")
-    assert SECRET not in line
-
-
-def test_the_store_is_where_the_file_says(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert load(write(DOCKER), {}).store == StoreSettings(path=tmp_path / ".opensandbox" / "opensandbox.db")
-    assert load(write(f'{DOCKER}[store]\npath = "~/x.db"\n'), {}).store.path == tmp_path / "x.db"

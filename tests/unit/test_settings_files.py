@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from opensandboxd_server.settings import RuntimeSettings, Settings, SettingsError, load
-from opensandboxd_server.settings.opensandbox import FOREIGN_KEYS, FOREIGN_VARIABLES, Ignored
+from opensandboxd_server.settings.opensandbox import FOREIGN_KEYS, FOREIGN_VARIABLES, Ignored, Refused
 from opensandboxd_server.settings.problems import in_file
-from tests.unit.test_settings import KEYS
+from tests.unit.test_settings import DOCKER, KEYS, SECRET, Write, refusal, writer
 
 OPENSANDBOX = Path(__file__).parent / "data" / "opensandbox-1.1.1"
 REFERENCE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
@@ -26,6 +26,11 @@ OF_THE_OTHER = {
     "docker": r"kubernetes\.|agent_sandbox\.|ingress\.gateway|secure_runtime\.k8s",
     "k8s": r"docker\.|secure_runtime\.docker",
 }
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    return writer(tmp_path)
 
 
 def leaves(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -95,6 +100,46 @@ def test_opensandbox_s_skeleton_loads_with_a_runtime(tmp_path: Path, runtime: st
 def test_every_key_of_opensandbox_is_known() -> None:
     for key in leaves(tomllib.loads((OPENSANDBOX / "skeleton.toml").read_text())):
         assert key in KEYS or any(key == path or key.startswith(f"{path}.") for path in FOREIGN_KEYS), key
+
+
+@pytest.mark.parametrize("key", [key for key, what in FOREIGN_KEYS.items() if isinstance(what, Ignored)])
+def test_a_key_that_means_nothing_here_is_named_and_ignored(write: Write, key: str) -> None:
+    section, _, name = key.rpartition(".")
+    value = "{ dsn = 'x' }" if key == "store.postgresql" else "1"
+    table = "" if section == "runtime" else f"[{section}]\n"
+    settings = load(write(f"{DOCKER}{table}{name} = {value}\n"), {})
+    assert settings.ignored_keys == ("store.postgresql.dsn" if key == "store.postgresql" else key,)
+    assert settings == load(write(DOCKER), {}).model_copy(update={"ignored_keys": settings.ignored_keys})
+
+
+@pytest.mark.parametrize("key", [key for key, what in FOREIGN_KEYS.items() if isinstance(what, Refused)])
+def test_a_key_that_would_protect_is_refused_with_the_reason(write: Write, key: str) -> None:
+    refused = FOREIGN_KEYS[key]
+    assert isinstance(refused, Refused)
+    section, _, name = key.rpartition(".")
+    table = f"[{section}]\n" if section else ""
+    path = write(f"{table}{name} = {{ a = 1 }}\n{DOCKER}" if section else f"{name} = {{ }}\n{DOCKER}")
+    assert refusal(path) == [f"{path}: {in_file(key)}: {refused.why}; {refused.remedy}"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[docker]\nsandbox_env = {}\nsandbox_binds = []\n",
+        "[kubernetes]\nread_qps = 0.0\nwrite_burst = 0\ninsecure_skip_tls_verify = false\n",
+        '[ingress.secure_access]\nactive_key = ""\nkeys = []\n',
+        '[egress.upstream_proxy]\nurl = ""\n',
+    ],
+)
+def test_a_refused_key_that_asks_for_nothing_is_accepted(write: Write, text: str) -> None:
+    assert load(write(DOCKER + text), {}) == load(write(DOCKER), {})
+
+
+@pytest.mark.parametrize("name", FOREIGN_VARIABLES)
+def test_a_variable_that_would_protect_is_refused(write: Write, name: str) -> None:
+    (line,) = refusal(write(DOCKER), {name: SECRET})
+    assert line.startswith(f"environment: {name}: signs the routes")
+    assert SECRET not in line
 
 
 @pytest.mark.parametrize(("name", "runtime"), [("docker", "docker"), ("k8s", "kubernetes")])

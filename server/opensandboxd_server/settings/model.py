@@ -67,6 +67,11 @@ class ServerSettings(Section):
     tls_client_ca: ExpandedPath | None = None
     graceful_shutdown_seconds: Annotated[int, Field(ge=0)] = 30
 
+    @property
+    def address(self) -> str:
+        """host:port as gRPC takes it, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if wrongs := list(self._tls_wrongs()):
