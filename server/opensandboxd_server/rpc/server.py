@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool, text_format
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2
@@ -103,6 +105,7 @@ class RpcServer:
 
 def _reflection() -> tuple[grpc.GenericRpcHandler, ...]:
     """Reflection v1alpha, and v1, whose messages are the same on the wire (grpcio-reflection has only the former)."""
+    _describe_reflection_v1()
     servicer = ReflectionServicer(service_names=(*SERVICES, _HEALTH, _REFLECTION_V1ALPHA, _REFLECTION_V1))
     behaviour: Any = servicer.ServerReflectionInfo
     method = grpc.stream_stream_rpc_method_handler(
@@ -114,3 +117,15 @@ def _reflection() -> tuple[grpc.GenericRpcHandler, ...]:
         grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": method})
         for service in (_REFLECTION_V1, _REFLECTION_V1ALPHA)
     )
+
+
+def _describe_reflection_v1() -> None:
+    """Puts v1's descriptor where reflection looks things up, so that tools can describe the service they use."""
+    pool = descriptor_pool.Default()
+    name = reflection_pb2.DESCRIPTOR.name.replace("v1alpha", "v1")
+    try:
+        pool.FindFileByName(name)
+    except KeyError:
+        alpha = FileDescriptorProto()
+        reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
+        pool.Add(text_format.Parse(str(alpha).replace("v1alpha", "v1"), FileDescriptorProto()))

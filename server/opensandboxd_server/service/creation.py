@@ -31,6 +31,7 @@ from opensandboxd_server.domain.ports import (
     SandboxStore,
 )
 from opensandboxd_server.service.index import SandboxIndex
+from opensandboxd_server.service.tasks import Tasks
 
 log = structlog.get_logger()
 
@@ -78,6 +79,7 @@ class Creations:
         self._requests: dict[str, RequestRecord] = {}
         self._request_of: dict[str, str] = {}
         self._failures: dict[str, FailureRecord] = {}
+        self._tasks = Tasks()
         self._closing = False
 
     # Creating
@@ -155,8 +157,6 @@ class Creations:
             if creation.detached:
                 await self._store.put_failure(self._interrupted(plan))
             observation = await self._driver.create(plan, lambda reason, message: self._progress(plan, reason, message))
-            if creation.detached:
-                await self._store.drop_failure(plan.id)
         except asyncio.CancelledError:
             why = creation.abandoned or shutting_down()
             await self._failed(creation, why)
@@ -167,6 +167,8 @@ class Creations:
         finally:
             del self._running[plan.id]
         self._index.observe(observation)
+        if creation.detached:
+            self._tasks.begin(self._store.drop_failure(plan.id))
         took = (self._clock.now() - began).total_seconds()
         log.info("sandbox created", sandbox_id=plan.id, image=plan.image.uri, duration_ms=round(took * 1000, 1))
         return self._index.get(plan.id) or _pending(plan)
@@ -244,6 +246,7 @@ class Creations:
             creation.abandon(shutting_down())
         if running:
             await asyncio.wait([creation.task for creation in running])
+        await self._tasks.drain()
 
     # How
 

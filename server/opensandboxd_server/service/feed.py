@@ -59,12 +59,21 @@ class Feed:
     async def _run(self) -> None:
         try:
             async for event in self._driver.events():
-                await self._take(event)
+                await self._take_safely(event)
         except Exception as exc:
             log.exception("the driver's events ended")
             self._on_health(False)
             if not self._ready.done():
                 self._ready.set_exception(exc)
+
+    async def _take_safely(self, event: DriverEvent) -> None:
+        """Nothing that goes wrong with one event keeps the next from being taken in, once the server has started."""
+        try:
+            await self._take(event)
+        except Exception:
+            if not self._ready.done():
+                raise
+            log.exception("event not taken in", driver_event=type(event).__name__)
 
     async def _take(self, event: DriverEvent) -> None:
         match event:
