@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from deploy.dev.server import API_KEY_VARIABLE, COMMAND, HOST, write_config
 from opensandboxd import (
     AsyncClient,
     GetEndpointResponse,
@@ -29,8 +30,6 @@ from opensandboxd import (
     SandboxError,
     SandboxState,
 )
-
-from deploy.dev.server import API_KEY_VARIABLE, COMMAND, HOST, write_config
 
 IMAGE = "opensandboxd/base:bookworm"
 LABELS = {"demo": "lifecycle"}
