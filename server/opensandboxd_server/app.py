@@ -67,7 +67,7 @@ class App:
         StartupError when the settings cannot be honoured; nothing is left running then."""
         app = cls(settings, driver or driver_for(settings), store or SqliteStore(settings.store.path), clock)
         try:
-            await app._start(address or f"{settings.server.host}:{settings.server.port}")
+            await app._start(address or settings.server.address)
         except BaseException:
             await app._open.aclose()
             raise
