@@ -158,7 +158,8 @@ def driver_for(settings: Settings) -> SandboxDriver:
         raise StartupError(
             f'[runtime] type = "{settings.runtime.type}" is not served by this version; use type = "docker"'
         )
-    from opensandboxd_server.drivers.docker.driver import DockerDriver, DockerOptions
+    from opensandboxd_server.drivers.docker.driver import DockerDriver
+    from opensandboxd_server.drivers.docker.options import DockerOptions
 
     runtime = sandbox_runtime(settings)
     return DockerDriver(
@@ -171,6 +172,7 @@ def driver_for(settings: Settings) -> SandboxDriver:
             api_timeout=settings.docker.api_timeout,
             runtime=RUNTIMES[runtime.secure_runtime],
             oci_runtime=runtime.oci_runtime,
+            apparmor=settings.docker.apparmor_profile,
         )
     )
 
