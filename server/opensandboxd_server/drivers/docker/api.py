@@ -2,7 +2,8 @@
 
 Calls run on a bounded thread pool, streams each on a thread of their own; all have time-outs. Errors come out as those
 of domain.errors: BackendUnavailable when the engine does not answer, ResourceExhausted when it has no room, EngineError
-with the engine's own words for the rest. A cancelled call is waited for, so that what follows meets its effect.
+with the engine's own words for the rest. A cancelled call is waited for, so that what follows meets its effect; the
+CancelledError's cause is how the call failed, if it did.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import docker.auth
 import docker.errors
@@ -43,8 +44,17 @@ _CHUNK = 64 * 1024
 _FRAME_HEADER = 8
 _EXHAUSTED = re.compile(
     r"no space left on device|disk quota exceeded|cannot allocate memory|too many open files|port is already allocated"
-    r"|address pools? ha(?:s|ve) been fully subnetted|could not find an available.* address pool|no available IPv[46] addresses",
+    r"|address pools? ha(?:s|ve) been fully subnetted|could not find an available.* address pool"
+    r"|no available IPv[46] addresses",
     re.IGNORECASE,
+)
+
+_BROKEN = (
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    docker.errors.DockerException,
+    OSError,
+    json.JSONDecodeError,
 )
 
 Json = dict[str, Any]
@@ -70,7 +80,7 @@ class LogFrame:
 class DockerApi:
     """`host` "" is the platform's default; `timeout` is in seconds."""
 
-    def __init__(self, host: str, timeout: float) -> None:
+    def __init__(self, host: str, timeout: int) -> None:
         self.address = host or _DEFAULT_HOST
         self._timeout = timeout
         self._calls = ThreadPoolExecutor(CALLS, thread_name_prefix="engine-call")
@@ -101,7 +111,9 @@ class DockerApi:
     # Containers; `id` is a container's name or id
 
     async def create_container(self, name: str, body: Json, platform: str | None = None) -> None:
-        await self.call(lambda client: client.create_container_from_config(body, name, platform))
+        await self.call(
+            lambda client: client.create_container_from_config(body, name, platform)  # type: ignore[no-untyped-call]
+        )
 
     async def start_container(self, id: str) -> None:
         await self.call(lambda client: client.start(id))
@@ -116,8 +128,12 @@ class DockerApi:
 
     async def remove_container(self, id: str) -> bool:
         """Kills and removes it with its anonymous volumes; False when there is none."""
-        gone = await self._found(lambda client: client.remove_container(id, force=True, v=True) or True)
-        return gone is not None
+
+        def remove(client: APIClient) -> bool:
+            client.remove_container(id, force=True, v=True)
+            return True
+
+        return await self._found(remove) or False
 
     async def pause_container(self, id: str) -> None:
         await self.call(lambda client: client.pause(id))
@@ -125,9 +141,11 @@ class DockerApi:
     async def unpause_container(self, id: str) -> None:
         await self.call(lambda client: client.unpause(id))
 
-    async def wait_container(self, id: str) -> int:
-        """Its exit code, when it has exited; BackendUnavailable when it has not in time."""
-        return int((await self.call(lambda client: client.wait(id, timeout=self._timeout)))["StatusCode"])
+    async def wait_container(
+        self, id: str, timeout: int, until: Literal["not-running", "removed"] = "not-running"
+    ) -> None:
+        """BackendUnavailable when it takes more than `timeout` seconds."""
+        await self._found(lambda client: client.wait(id, timeout=timeout, condition=until))
 
     async def container_output(self, id: str) -> bytes:
         """What it has written so far on standard output."""
@@ -147,7 +165,8 @@ class DockerApi:
         )
 
     async def has_image(self, reference: str) -> bool:
-        return await self._found(lambda client: client.inspect_image(reference)) is not None
+        found = await self._found(lambda client: client.inspect_image(reference))  # type: ignore[no-untyped-call]
+        return found is not None
 
     async def import_image(self, archive: bytes, repository: str, tag: str) -> None:
         """Makes an image of one layer out of a tar archive."""
@@ -195,9 +214,10 @@ class DockerApi:
         waiting = asyncio.wrap_future(running)
         try:
             return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             if not running.cancel():
                 await settled(waiting)
+                cancelled.__cause__ = waiting.exception()
             raise
 
     def _stream(
@@ -236,7 +256,7 @@ class DockerApi:
             raise _engine_error(exc) from exc
         except requests.Timeout as exc:
             raise BackendUnavailable(f"the Docker engine at {self.address} did not answer in time") from exc
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, docker.errors.DockerException) as exc:
+        except _BROKEN as exc:
             raise BackendUnavailable(f"cannot reach the Docker engine at {self.address}: {exc}") from exc
 
     @property
@@ -273,9 +293,8 @@ def _checked(response: requests.Response) -> requests.Response:
     try:
         response.raise_for_status()
     except requests.HTTPError as exc:
-        error = docker.errors.create_api_error_from_http_exception(exc)
-        response.close()
-        raise error from exc
+        with closing(response):
+            docker.errors.create_api_error_from_http_exception(exc)
     return response
 
 
@@ -289,12 +308,13 @@ def _open_pull(
     """Without credentials of the caller's, those that the server's administrator is logged in with are used."""
     repository, tag = parse_repository_tag(image)
     params = {"fromImage": repository, "tag": tag or "latest"} | ({"platform": platform} if platform else {})
+    headers = {}
     if auth:
-        credentials = docker.auth.encode_header({"username": auth.username, "password": auth.password})
+        headers["X-Registry-Auth"] = docker.auth.encode_header({"username": auth.username, "password": auth.password})
     else:
         registry, _ = docker.auth.resolve_repository_name(repository)
-        credentials = docker.auth.get_config_header(client, registry)
-    headers = {"X-Registry-Auth": credentials} if credentials else {}
+        if header := docker.auth.get_config_header(client, registry):
+            headers["X-Registry-Auth"] = header
     url = _url(client, "/images/create")
     return _checked(client.post(url, params=params, headers=headers, stream=True, timeout=(timeout, PULL_STALL)))
 

@@ -24,7 +24,7 @@ class DockerOptions:
     network_mode: str = BRIDGE
     host_ip: str = ""
     publish_host: str = "127.0.0.1"
-    api_timeout: float = 60
+    api_timeout: int = 60
     runtime: SecureRuntime = RUNC
     oci_runtime: str = ""
     apparmor: str = ""

@@ -54,7 +54,7 @@ class Stream(Generic[T]):
         self._source: Source[T] | None = None
         self._error: Exception | None = None
         self._ended = False
-        self._closed = False
+        self._closing = threading.Event()
 
     async def __aenter__(self) -> Self:
         threading.Thread(target=self._run, name="engine-stream", daemon=True).start()
@@ -62,7 +62,7 @@ class Stream(Generic[T]):
 
     async def __aexit__(self, *_: object) -> None:
         with self._lock:
-            self._closed = True
+            self._closing.set()
             source = self._source
         self._room.release()
         if source:
@@ -76,7 +76,7 @@ class Stream(Generic[T]):
             raise self._error
 
     async def next_batch(self) -> list[T]:
-        """What has come since the last time, one item at least; empty when the stream has ended. Raises what broke it."""
+        """What has come since the last time, at least one item; empty at the stream's end. Raises what broke it."""
         await self._until(lambda: bool(self._items) or self._ended)
         batch = [self._items.popleft() for _ in range(len(self._items))]
         if batch:
@@ -106,13 +106,13 @@ class Stream(Generic[T]):
         source = self._open()
         try:
             with self._lock:
-                if self._closed:
+                if self._closing.is_set():
                     return
                 self._source = source
             self._notify()
             for item in source.items:
                 self._room.acquire()
-                if self._closed:
+                if self._closing.is_set():
                     return
                 self._items.append(item)
                 self._notify()

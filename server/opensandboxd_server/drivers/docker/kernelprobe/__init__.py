@@ -1,0 +1,1 @@
+"""The kernel probe: a static binary for each processor, and its source."""
