@@ -1,0 +1,3 @@
+from opensandboxd.osbctl.cli import main
+
+main()
