@@ -57,18 +57,17 @@ def platform(plan: SandboxPlan, native: Platform) -> str:
 
 
 def labels(plan: SandboxPlan, instance: str) -> dict[str, str]:
-    """The caller's metadata is one label: keys of its own would be read by other tools that act on labels."""
-    written = {
+    """The caller's metadata is one label: keys of its own would be read by other tools that act on labels. All labels
+    are always there, since one left out could come from the image."""
+    return {
         ID: plan.id,
         INSTANCE: instance,
         CREATE_TIME: _write_time(plan.create_time),
+        EXPIRE_TIME: _write_time(plan.expire_time) if plan.expire_time else "",
         METADATA: _METADATA.dump_json(dict(plan.metadata)).decode(),
         SPEC: _SPEC.dump_json(plan.spec, exclude_defaults=True).decode(),
         RUNTIME: _RUNTIME.dump_json(plan.runtime).decode(),
     }
-    if plan.expire_time:
-        written[EXPIRE_TIME] = _write_time(plan.expire_time)
-    return written
 
 
 def observation(labels: Mapping[str, str], state: ContainerState) -> Observation:
@@ -80,7 +79,7 @@ def observation(labels: Mapping[str, str], state: ContainerState) -> Observation
             spec=_SPEC.validate_json(labels[SPEC]),
             metadata=_METADATA.validate_json(labels[METADATA]),
             create_time=create_time,
-            expire_time=datetime.fromisoformat(labels[EXPIRE_TIME]) if EXPIRE_TIME in labels else None,
+            expire_time=datetime.fromisoformat(labels[EXPIRE_TIME]) if labels[EXPIRE_TIME] else None,
             runtime=_RUNTIME.validate_json(labels[RUNTIME]),
             state=state.state,
             state_time=max(state.time, create_time),

@@ -24,7 +24,8 @@ HEARTBEAT = 5.0
 """Seconds of silence after which the engine is asked whether it lives."""
 _OVERLAP = 2.0
 """Seconds of events from before the subscription that are asked for, since the engine subscribes after it answers."""
-_ACTIONS = ["start", "die", "oom", "pause", "unpause", "destroy"]
+_SWITCHES = ("pause", "unpause")
+_ACTIONS = ["start", "die", "oom", "destroy", *_SWITCHES]
 
 log = structlog.get_logger()
 
@@ -93,14 +94,14 @@ class EngineEvents:
         if event["Action"] == "destroy":
             id = event["Actor"]["Attributes"].get(ID)
             return Gone(id) if id else None
-        at = datetime.fromtimestamp(event["timeNano"] / 1e9, UTC)
-        sandbox = await self._inspect(event["Actor"]["ID"], paused_at=at)
+        at = datetime.fromtimestamp(event["timeNano"] / 1e9, UTC) if event["Action"] in _SWITCHES else None
+        sandbox = await self._inspect(event["Actor"]["ID"], at)
         return Seen(sandbox) if sandbox else None
 
-    async def _inspect(self, container_id: str, paused_at: datetime | None = None) -> Observation | None:
+    async def _inspect(self, container_id: str, switched_at: datetime | None = None) -> Observation | None:
         """None when it is gone, or going: a destroy event follows."""
         container = await self._api.inspect_container(container_id)
-        state = of_inspected(container, paused_at) if container else None
+        state = of_inspected(container, switched_at) if container else None
         return self._observe(container["Config"]["Labels"], state) if container and state else None
 
     def _observe(self, labels: dict[str, str], state: ContainerState) -> Observation | None:

@@ -27,6 +27,7 @@ LABEL = f"{LABEL_PREFIX}/kernel-probe"
 REPOSITORY = "opensandboxd/kernel-probe"
 TIMEOUT = 30
 """Seconds that the probe has to run, once it is started."""
+_NAME = "opensandboxd-kernel-probe-"
 _PROBE = "/probe"
 _UNAME_FIELDS = 5
 _GVISOR = "Starting gVisor"
@@ -80,9 +81,10 @@ def read_kernel(output: bytes) -> Kernel:
 
 async def _kernel_inside(api: DockerApi, removals: Removals, options: DockerOptions) -> Kernel:
     for leftover in await api.list_containers(f"{LABEL}={options.instance}"):
-        await removals.remove(leftover["Id"])
+        if leftover["Names"][0].startswith(f"/{_NAME}"):  # a label alone may come from any image
+            await removals.remove(leftover["Id"])
     image = await _image(api)
-    name = f"opensandboxd-kernel-probe-{secrets.token_hex(4)}"
+    name = f"{_NAME}{secrets.token_hex(4)}"
     try:
         await api.create_container(name, _body(image, options))
         await api.start_container(name)

@@ -22,10 +22,10 @@ class ContainerState:
     exit_code: int | None = None
 
 
-def of_inspected(container: Mapping[str, Any], paused_at: datetime | None = None) -> ContainerState | None:
+def of_inspected(container: Mapping[str, Any], switched_at: datetime | None = None) -> ContainerState | None:
     """The state in an answer of GET /containers/{id}/json; None while it is being removed.
 
-    The engine does not remember when a container was paused: without `paused_at` it is as if at its start.
+    The engine does not remember when a container was paused or resumed: without `switched_at` it is as if at its start.
     """
     state = container["State"]
     match state["Status"]:
@@ -34,11 +34,11 @@ def of_inspected(container: Mapping[str, Any], paused_at: datetime | None = None
         case "created":
             return ContainerState(SandboxState.PENDING, parse_time(container["Created"]), "CREATING")
         case "paused":
-            return ContainerState(SandboxState.PAUSED, paused_at or parse_time(state["StartedAt"]))
+            return ContainerState(SandboxState.PAUSED, switched_at or parse_time(state["StartedAt"]))
         case "exited" | "dead":
             return _ended(container)
         case _:
-            return ContainerState(SandboxState.RUNNING, parse_time(state["StartedAt"]))
+            return ContainerState(SandboxState.RUNNING, switched_at or parse_time(state["StartedAt"]))
 
 
 def _ended(container: Mapping[str, Any]) -> ContainerState:
