@@ -15,9 +15,14 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[ScriptedServer]:
+def scripted() -> Iterator[ScriptedServer]:
     with scripted_server() as server:
         yield server
+
+
+@pytest.fixture
+def server(scripted: ScriptedServer) -> ScriptedServer:
+    return scripted
 
 
 @pytest.fixture

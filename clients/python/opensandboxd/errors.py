@@ -47,7 +47,7 @@ class FieldViolation:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """What an error is about: `type` "sandbox" and its id, as the server says it."""
+    """What an error is about: `type` "opensandboxd.v1.Sandbox" and, as `name`, its id."""
 
     type: str
     name: str

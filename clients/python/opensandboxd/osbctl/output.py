@@ -23,6 +23,13 @@ COLUMNS = ("ID", "IMAGE", "STATE", "AGE", "EXPIRES", "RUNTIME", "METADATA")
 
 COLOURS = {"RUNNING": "green", "FAILED": "red", "TERMINATED": "bright_black", "PAUSED": "cyan"}
 
+_ISOLATIONS = {
+    Isolation.ISOLATION_PROCESS: "process",
+    Isolation.ISOLATION_USER_SPACE_KERNEL: "user-space kernel",
+    Isolation.ISOLATION_VM: "VM",
+    Isolation.ISOLATION_MICRO_VM: "microVM",
+}
+
 
 def state_name(sandbox: Sandbox) -> str:
     return SandboxState.Name(sandbox.status.state).removeprefix("SANDBOX_STATE_")
@@ -127,7 +134,7 @@ def runtime_name(sandbox: Sandbox) -> str:
 
 
 def isolation(value: Isolation.ValueType) -> str:
-    return Isolation.Name(value).removeprefix("ISOLATION_").replace("_", " ").lower()
+    return _ISOLATIONS.get(value, "unknown")
 
 
 def pairs(metadata: Mapping[str, str]) -> str:

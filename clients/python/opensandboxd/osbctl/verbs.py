@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from opensandboxd import SandboxError
+from opensandboxd.client import CREATE_TIMEOUT
 from opensandboxd.osbctl import output
 from opensandboxd.osbctl.failure import CommandFailedError, Exit, exit_code, report
 from opensandboxd.osbctl.params import duration, pair, since, time, to_state
@@ -71,7 +72,11 @@ async def create(
     if follow:
         from opensandboxd.osbctl.progress import follow_creation  # rich is slow to import
 
-        sandbox = await follow_creation(session.client, sandbox)
+        try:
+            async with asyncio.timeout(CREATE_TIMEOUT if session.timeout is None else session.timeout):
+                sandbox = await follow_creation(session.client, sandbox)
+        except TimeoutError as error:
+            raise CommandFailedError(f"sandbox {sandbox.id} did not run in time", Exit.TIMED_OUT) from error
     output.print_sandbox(sandbox, session.output)
 
 
