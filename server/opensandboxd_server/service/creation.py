@@ -46,11 +46,12 @@ class Creation:
     task: asyncio.Task[Sandbox] = field(init=False)
     waiters: int = 0
     abandoned: SandboxError | None = None
+    end_reason: str = "CREATE_FAILED"
 
-    def abandon(self, why: SandboxError) -> None:
-        """Ends the work; what it has made so far is removed before the task is done."""
+    def abandon(self, why: SandboxError, end_reason: str = "CREATE_FAILED") -> None:
+        """Ends the work; what it has made so far is removed before the task is done. `end_reason` is for the status."""
         if not self.abandoned and not self.task.done():
-            self.abandoned = why
+            self.abandoned, self.end_reason = why, end_reason
             self.task.cancel()
 
 
@@ -182,7 +183,7 @@ class Creations:
             observation = _observation(creation.plan, SandboxState.FAILED, reason, why.message)
             await self._keep_failure(replace(observation, state_time=self._clock.now()))
             return
-        self._index.remove(id, "CREATE_FAILED", why.message)
+        self._index.remove(id, creation.end_reason, why.message)
         self.forget(id)
         await self._store.forget([id])
 
@@ -194,10 +195,12 @@ class Creations:
     def is_running(self, id: str) -> bool:
         return id in self._running
 
-    async def abandon(self, id: str) -> None:
-        """Ends the creation of this sandbox, if one is at work, and returns when nothing is left of it."""
+    async def abandon(self, id: str, end_reason: str) -> None:
+        """Ends the creation of this sandbox, if one is at work, and returns when nothing is left of it. `end_reason` is
+        for the status: DELETED or EXPIRED."""
         if creation := self._running.get(id):
-            creation.abandon(Aborted("SANDBOX_DELETED", "the sandbox was deleted while it was being created"))
+            message = f"the sandbox was removed ({end_reason}) while it was being created"
+            creation.abandon(Aborted("SANDBOX_DELETED", message), end_reason)
             await asyncio.wait([creation.task])
 
     def is_failure(self, id: str) -> bool:

@@ -143,7 +143,7 @@ class Sandboxes:
         sandbox = self._index.get(id)
         if sandbox:
             _check_etag(sandbox, etag)
-            await self._creations.abandon(id)
+            await self._creations.abandon(id, "DELETED")
         async with self._turn(id):
             gone = id not in self._index
             if not gone:
@@ -164,7 +164,7 @@ class Sandboxes:
             if not await self._store.compare_and_set(claim, sandbox.revision):
                 return await self.expire(id)
             self._index.set_record(claim)
-        await self._creations.abandon(id)
+        await self._creations.abandon(id, "EXPIRED")
         async with self._turn(id):
             if id not in self._index:
                 return False
