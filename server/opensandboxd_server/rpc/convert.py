@@ -139,7 +139,7 @@ def wait_timeout(request: service_pb.WaitSandboxRequest) -> timedelta | None:
 
 
 def metadata_change(request: service_pb.UpdateSandboxRequest) -> MetadataChange:
-    if not request.HasField("update_mask"):
+    if not request.update_mask.paths:
         return MetadataChange(dict(request.metadata))
     entries: dict[str, str | None] = {}
     replace_all = False
