@@ -11,7 +11,7 @@ import grpc
 
 from opensandboxd.v1 import runtime_service_pb2_grpc, sandbox_service_pb2_grpc
 from opensandboxd_server.app import App
-from opensandboxd_server.domain.ports import SandboxDriver, SandboxStore
+from opensandboxd_server.domain.ports import Clock, SandboxDriver, SandboxStore
 from opensandboxd_server.drivers.fake import FakeDriver
 from opensandboxd_server.settings import Settings
 from opensandboxd_server.store.memory import MemoryStore
@@ -39,11 +39,16 @@ def settings(**sections: Any) -> Settings:
 
 @asynccontextmanager
 async def serving(
-    driver: SandboxDriver | None = None, store: SandboxStore | None = None, **sections: Any
+    driver: SandboxDriver | None = None,
+    store: SandboxStore | None = None,
+    clock: Clock | None = None,
+    **sections: Any,
 ) -> AsyncIterator[Server]:
     """A server on the fake driver and a store in memory unless told otherwise; stopped at the end."""
     driver = driver or FakeDriver()
-    app = await App.start(settings(**sections), driver=driver, store=store or MemoryStore(), address="127.0.0.1:0")
+    app = await App.start(
+        settings(**sections), driver=driver, store=store or MemoryStore(), clock=clock, address="127.0.0.1:0"
+    )
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
             yield Server(
