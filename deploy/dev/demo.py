@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -36,8 +37,8 @@ LABELS = {"demo": "lifecycle"}
 PORT = 8000
 GREETING = "hello from the sandbox"
 GREETER = (
-    f"$s = IO::Socket::INET->new(LocalPort => {PORT}, Listen => 9) or die;"
-    f' while ($c = $s->accept) {{ print $c "{GREETING}\\n"; close $c }}'
+    f'$SIG{{PIPE}} = "IGNORE"; $s = IO::Socket::INET->new(LocalPort => {PORT}, Listen => 9) or die;'
+    f' while (1) {{ $c = $s->accept or next; print $c "{GREETING}\\n"; close $c }}'
 )
 ENTRYPOINT = ["sh", "-c", f"dmesg 2>&1 | head -n 3; uname -a; exec perl -MIO::Socket::INET -e '{GREETER}'"]
 PATIENCE = 30.0
@@ -92,12 +93,13 @@ class Server:
 
 @contextmanager
 def running_server(secure_runtime: str) -> Iterator[Server]:
-    """A server on a free port of the loopback interface, stopped at the end of the block."""
+    """A server on a free port of the loopback interface, stopped at the end of the block, its network removed."""
+    instance = f"demo-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(prefix="opensandboxd-demo-") as directory:
         config, log = Path(directory, "demo.toml"), Path(directory, "server.log")
         with socket.create_server((HOST, 0)) as free:
             port = free.getsockname()[1]
-        api_key = write_config(config, port, secure_runtime)
+        api_key = write_config(config, port, secure_runtime, instance)
         environ = {name: value for name, value in os.environ.items() if name != API_KEY_VARIABLE}
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -111,6 +113,7 @@ def running_server(secure_runtime: str) -> Iterator[Server]:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
+            subprocess.run(["docker", "network", "rm", f"opensandboxd-{instance}"], capture_output=True, check=False)
 
 
 async def until_serving(client: AsyncClient, server: Server, secure_runtime: str) -> None:
@@ -301,7 +304,7 @@ def main() -> int:
             print(f"\nfailed: {error or 'it took too long'}", file=sys.stderr)
             print(f"The server's last words:\n{server.last_words()}", file=sys.stderr)
             return 1
-    print(f"\ndone in {time.monotonic() - began:.1f} s: the server is stopped, and nothing is left")
+    print(f"\ndone in {time.monotonic() - began:.1f} s: the server is stopped; no sandbox and no network is left")
     return 0
 
 

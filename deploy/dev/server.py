@@ -16,14 +16,14 @@ API_KEY_VARIABLE = "OPENSANDBOX_SERVER_API_KEY"
 """Wins over the file, so it is kept from servers whose key is the file's."""
 
 
-def write_config(path: Path, port: int, secure_runtime: str) -> str:
+def write_config(path: Path, port: int, secure_runtime: str, instance: str = "") -> str:
     """Writes a configuration for Docker with its store beside it, readable by its owner alone; returns the API key.
 
     A key that the file already has is kept, so that clients configured before go on working.
     """
     api_key = _api_key_in(path) or secrets.token_urlsafe(24)
     sections: dict[str, dict[str, str | int]] = {
-        "server": {"host": HOST, "port": port, "api_key": api_key},
+        "server": {"host": HOST, "port": port, "api_key": api_key, "instance": instance},
         "runtime": {"type": "docker"},
         "secure_runtime": {"type": secure_runtime},
         "store": {"path": str(path.with_suffix(".db").resolve())},
