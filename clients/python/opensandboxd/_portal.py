@@ -28,6 +28,7 @@ class Portal:
 
     async def _serve(self, started: Future[asyncio.AbstractEventLoop], finish: Callable[[], Awaitable[None]]) -> None:
         self._stop = asyncio.Event()
+        asyncio.get_running_loop().set_exception_handler(_handle_exception)
         started.set_result(asyncio.get_running_loop())
         await self._stop.wait()
         await finish()
@@ -52,3 +53,9 @@ class Portal:
         self._loop.call_soon_threadsafe(self._stop.set)
         if threading.current_thread() is not self._thread:  # a garbage collection can happen there
             self._thread.join()
+
+
+def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # All loops of a process share grpc.aio's queue of events; before grpcio 1.80 the one that comes too late complains.
+    if not isinstance(context.get("exception"), BlockingIOError):
+        loop.default_exception_handler(context)

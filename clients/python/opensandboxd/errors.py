@@ -189,7 +189,7 @@ def translated(target: str) -> Iterator[None]:
 
 def from_grpc(error: grpc.aio.AioRpcError, target: str) -> SandboxError:
     """Builds our error from gRPC's, with the google.rpc details of its trailing metadata."""
-    trailing = dict(error.trailing_metadata() or ())
+    trailing = dict(tuple(error.trailing_metadata() or ()))  # pairs: older grpc's Metadata is no proper mapping
     message = error.details() or error.code().name
     packed = trailing.get(_STATUS_KEY)
     status = _parse_status(packed) if isinstance(packed, bytes) else status_pb2.Status()
