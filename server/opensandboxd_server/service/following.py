@@ -22,6 +22,9 @@ MAX_PAGE = 1000
 MAX_PAGE_TEXT = 2 * 1024 * 1024
 """Characters of callers' text on one page: half of what a gRPC client receives by default."""
 
+_MAX_TOKEN = 512
+"""Characters: more than any token of ours has. What reads them has limits that are not for callers to find."""
+
 BOOKMARK_INTERVAL = 30.0
 """Seconds of silence after which a watch is sent a bookmark."""
 
@@ -168,7 +171,7 @@ class Following:
 
     def _parse_version(self, text: str) -> int:
         epoch, _, position = text.partition("-")
-        if not (position.isascii() and position.isdecimal()):
+        if not (len(position) < _MAX_TOKEN and position.isascii() and position.isdecimal()):
             raise InvalidArgument.of(
                 "resource_version", "is not one that WatchSandboxes gave; leave it empty to begin anew"
             )
@@ -202,6 +205,8 @@ def _encode_token(last: Sandbox, filter: Filter) -> str:
 
 def _decode_token(token: str, filter: Filter) -> tuple[datetime, str]:
     try:
+        if len(token) > _MAX_TOKEN:
+            raise ValueError("too long")
         time, id, digest = json.loads(base64.urlsafe_b64decode(token.encode()))
         key = (datetime.fromisoformat(time), str(id))
         if key[0].tzinfo is None:
