@@ -133,15 +133,18 @@ class FakeDriver:
     async def logs(self, id: str, options: LogOptions) -> AsyncIterator[LogChunk]:
         await self._step("logs")
         self._find(id)
-        chunks = [
-            chunk
-            for chunk in self.backend.logs[id]
-            if (not options.streams or chunk.stream in options.streams)
-            and (not options.since or chunk.time >= options.since)
-        ]
-        for chunk in chunks if options.tail_lines is None else chunks[len(chunks) - options.tail_lines :]:
+        kept = list(self.backend.logs[id])
+        asked = [chunk for chunk in kept if _is_asked_for(chunk, options)]
+        for chunk in asked if options.tail_lines is None else asked[max(0, len(asked) - options.tail_lines) :]:
             yield chunk
-        while options.follow and self._is_alive(id):  # noqa: ASYNC110 - nothing tells when a fake sandbox ends
+        told = len(kept)
+        alive = options.follow
+        while alive:
+            alive = self._is_alive(id)  # looked at first: what it wrote before it ended is told
+            for chunk in self.backend.logs[id][told:]:
+                told += 1
+                if _is_asked_for(chunk, options):
+                    yield chunk
             await asyncio.sleep(0.01)
 
     # How
@@ -188,6 +191,12 @@ class FakeBackend:
     def __init__(self) -> None:
         self.sandboxes: dict[str, Observation] = {}
         self.logs: defaultdict[str, list[LogChunk]] = defaultdict(list)
+
+
+def _is_asked_for(chunk: LogChunk, options: LogOptions) -> bool:
+    return (not options.streams or chunk.stream in options.streams) and (
+        not options.since or chunk.time >= options.since
+    )
 
 
 def _now() -> datetime:
