@@ -28,6 +28,9 @@ _STATES_BACK = {number: state for state, number in _STATES.items()}
 _ACTIONS_BACK = {number: action for action, number in _ACTIONS.items()}
 _STREAMS_BACK = {number: stream for stream, number in _STREAMS.items()}
 
+_MAX_DURATION = 315_576_000_000
+"""Seconds: google.protobuf.Duration's own bound, which its Python class does not keep."""
+
 _MASK_ENTRY = re.compile(r"metadata\.(?:`(?P<quoted>[^`]+)`|(?P<plain>[^`.]+))")
 
 
@@ -173,10 +176,10 @@ def log_options(request: service_pb.StreamLogsRequest) -> model.LogOptions:
 
 
 def _timedelta(duration: Duration, field: str) -> timedelta:
-    try:
-        return duration.ToTimedelta()
-    except (ValueError, OverflowError) as exc:
-        raise InvalidArgument.of(field, f"is not a duration: {exc}") from exc
+    seconds, nanos = duration.seconds, duration.nanos
+    if abs(seconds) > _MAX_DURATION or abs(nanos) > 999_999_999 or seconds * nanos < 0:
+        raise InvalidArgument.of(field, f"{seconds} s and {nanos} ns are not a google.protobuf.Duration")
+    return duration.ToTimedelta()
 
 
 def _datetime(timestamp: Timestamp, field: str) -> datetime:
