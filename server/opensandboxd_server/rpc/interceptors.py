@@ -16,13 +16,15 @@ from typing import Any
 import grpc
 import structlog
 
-from opensandboxd_server.domain.errors import BackendError, SandboxError, Unauthenticated
+from opensandboxd_server.domain.errors import BackendError, BackendUnavailable, SandboxError, Unauthenticated
 from opensandboxd_server.rpc.errors import CODES, to_status
 from opensandboxd_server.service.creation import shutting_down
 
 API_KEY = "open-sandbox-api-key"
 REQUEST_ID = "x-request-id"
 STATUS_DETAILS = "grpc-status-details-bin"
+RETRY_PUSHBACK = "grpc-retry-pushback-ms"
+"""When gRPC's own retries are to try again: they do not read RetryInfo (gRFC A6)."""
 
 OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
 """Called without a key: probes and tools have none."""
@@ -174,7 +176,10 @@ class _Call:
         else:
             log.info("rpc", **self._line(CODES[type(error)].name), reason=error.reason, error=error.message)
         code, message, details = to_status(error)
-        await self._context.abort(code, message, ((REQUEST_ID, self.request_id), (STATUS_DETAILS, details)))
+        trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID, self.request_id), (STATUS_DETAILS, details)]
+        if isinstance(error, BackendUnavailable):
+            trailing.append((RETRY_PUSHBACK, str(round(error.retry_after * 1000))))
+        await self._context.abort(code, message, tuple(trailing))
 
     def _line(self, code: str, sandbox_id: str = "") -> dict[str, object]:
         line: dict[str, object] = {
