@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SECURE_RUNTIME ?= gvisor
 AGAINST ?= HEAD~1
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/pip install -qq --disable-pip-version-check
 PROJECTS := pyproject.toml clients/python/pyproject.toml
 export VENV PYTHON
 
