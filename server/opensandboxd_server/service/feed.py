@@ -90,9 +90,12 @@ class Feed:
                 self._on_health(True)
 
     async def _take_gone(self, id: str) -> None:
-        """A removal of our own is told by the verb that did it; a creation's own clean-up by the creation."""
+        """A removal of our own is told by the verb that did it; a creation's own clean-up by the creation, whose
+        failure is kept."""
         sandbox = self._index.get(id)
-        if not sandbox or sandbox.status.state is SandboxState.STOPPING or self._creations.is_running(id):
+        if not sandbox or sandbox.status.state is SandboxState.STOPPING:
+            return
+        if self._creations.is_running(id) or self._creations.is_failure(id):
             return
         log.warning("sandbox removed behind the server's back", sandbox_id=id)
         await self._drop(id)
@@ -110,8 +113,7 @@ class Feed:
             return
         for entry in self._index:
             id = entry.observation.id
-            kept = id in alive or self._creations.is_running(id) or self._creations.is_failure(id)
-            if not kept and entry.seen_at < relisted.began:
+            if id not in alive and entry.seen_at < relisted.began:
                 await self._take_gone(id)
 
     async def _restore(self, alive: set[str]) -> None:
