@@ -89,9 +89,11 @@ class FakeDriver:
                     progress("IMAGE_PULLING", f"pulling {plan.image.uri}: 1 of 2 layers")
                 if step == "start":
                     self.backend.sandboxes[plan.id] = observation
+                    self._tell(Seen(observation))
                 await self._step(step)
         except BaseException:
-            self.backend.sandboxes.pop(plan.id, None)
+            if self.backend.sandboxes.pop(plan.id, None):
+                self._tell(Gone(plan.id))
             raise
         self._change(plan.id, state=SandboxState.RUNNING, reason="")
         self.backend.logs[plan.id].append(LogChunk(LogStream.STDOUT, b"started\n", _now()))
@@ -134,9 +136,9 @@ class FakeDriver:
         await self._step("logs")
         self._find(id)
         kept = list(self.backend.logs[id])
-        asked = [chunk for chunk in kept if _is_asked_for(chunk, options)]
-        for chunk in asked if options.tail_lines is None else asked[max(0, len(asked) - options.tail_lines) :]:
-            yield chunk
+        for chunk in kept if options.tail_lines is None else kept[max(0, len(kept) - options.tail_lines) :]:
+            if _is_asked_for(chunk, options):
+                yield chunk
         told = len(kept)
         alive = options.follow
         while alive:
