@@ -11,7 +11,7 @@ import os
 import secrets
 import shlex
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -96,7 +96,7 @@ class FakeHouse:
     absent_image = "fake/absent:1"
     secure_runtime = ""
     runs_processes = False
-    preamble = ("started\n",)
+    preamble: tuple[str, ...] = ("started\n",)
 
     def __init__(self) -> None:
         self._backends: dict[str, FakeBackend] = {}
@@ -249,7 +249,7 @@ async def docker(*arguments: str) -> str:
     return out.decode()
 
 
-HOUSES: Mapping[str, type[House]] = {"fake": FakeHouse, "docker": DockerHouse, "gvisor": GvisorHouse}
+HOUSES: Mapping[str, Callable[[], House]] = {"fake": FakeHouse, "docker": DockerHouse, "gvisor": GvisorHouse}
 
 RUNNING = pb.SANDBOX_STATE_RUNNING
 PENDING = pb.SANDBOX_STATE_PENDING

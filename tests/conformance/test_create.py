@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -144,11 +145,11 @@ async def test_an_entry_point_that_cannot_be_started_is_refused_and_nothing_rema
 
 @pytest.mark.parametrize("reason", ["IMAGE_PULL_FAILED", "START_FAILED"])
 async def test_an_accepted_creation_that_fails_can_be_read_and_leaves_nothing_else(site: Site, reason: str) -> None:
-    how = {
+    bodies: dict[str, dict[str, Any]] = {
         "IMAGE_PULL_FAILED": {"image": site.house.absent_image},
         "START_FAILED": {"entrypoint": ["/no/such/program"]},
-    }[reason]
-    accepted = await site.accept(**how)
+    }
+    accepted = await site.accept(**bodies[reason])
 
     reply = await site.wait(accepted.id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from typing import Any
 
 import grpc
 import pytest
@@ -92,7 +93,7 @@ async def test_a_creation_abandoned_by_all_leaves_nothing_and_its_request_id_ser
 
 
 async def test_a_failed_creation_may_be_retried_with_the_same_request_id(site: Site, request_id: str) -> None:
-    body = {"request_id": request_id, "entrypoint": ["/no/such/program"]}
+    body: dict[str, Any] = {"request_id": request_id, "entrypoint": ["/no/such/program"]}
     first = await refused(site.create(**body))
     second = await refused(site.create(**body))
 
@@ -118,7 +119,7 @@ async def test_an_accepted_creation_is_found_again_by_its_request_id(site: Site,
 
 
 async def test_a_failed_accepted_creation_is_found_again_by_its_request_id(site: Site, request_id: str) -> None:
-    body = {"request_id": request_id, "entrypoint": ["/no/such/program"]}
+    body: dict[str, Any] = {"request_id": request_id, "entrypoint": ["/no/such/program"]}
     first = await site.accept(**body)
     failed = (await site.wait(first.id)).sandbox
 

@@ -69,10 +69,11 @@ async def test_tail_lines_are_the_last_so_many(site: Site, lines: int) -> None:
     assert text(await logs(site, sandbox.id, tail_lines=lines)) == "".join(whole[max(0, len(whole) - lines) :])
 
 
-async def test_tail_lines_count_the_lines_of_the_streams_asked_for(site: Site) -> None:
+async def test_tail_lines_count_the_lines_of_both_streams(site: Site) -> None:
     sandbox = await spoken(site)
 
-    assert text(await logs(site, sandbox.id, tail_lines=2, streams=[ERR])) == "two\nfive\n"
+    assert text(await logs(site, sandbox.id, tail_lines=3, streams=[ERR])) == "five\n"
+    assert text(await logs(site, sandbox.id, tail_lines=4, streams=[ERR])) == "two\nfive\n"
 
 
 async def test_since_time_leaves_out_what_was_written_before(site: Site) -> None:
@@ -91,10 +92,8 @@ async def test_follow_goes_on_with_what_is_written_and_ends_when_the_entry_point
     began = datetime.now(UTC)
     sandbox = await site.create(Work(lines=lines, pause=0.2, exit=0))
 
-    arrived = []
     call = site.stub.StreamLogs(rpc.StreamLogsRequest(id=sandbox.id, follow=True), timeout=PATIENCE)
-    async for chunk in call:
-        arrived.append((datetime.now(UTC), chunk.data.decode()))
+    arrived = [(datetime.now(UTC), chunk.data.decode()) async for chunk in call]
 
     assert "".join(data for _, data in arrived) == "".join([*site.house.preamble, *(f"line {n}\n" for n in range(5))])
     assert (arrived[-1][0] - arrived[0][0]).total_seconds() > 0.4, "the lines came all at once"

@@ -436,7 +436,7 @@ async def test_wait_for_an_unknown_sandbox_is_not_found(site: Site) -> None:
 
 @pytest.mark.parametrize(("code", "state"), [(0, TERMINATED), (3, FAILED), (255, FAILED)])
 async def test_an_entry_point_that_exits_ends_its_sandbox_with_its_code(
-    site: Site, code: int, state: pb.SandboxState
+    site: Site, code: int, state: pb.SandboxState.ValueType
 ) -> None:
     sandbox = await site.create(Work(exit=code))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
@@ -49,7 +49,8 @@ def create(**fields: Any) -> dict[str, Any]:
 
 # request, its body, and the path of the field that must be named
 INVALID_FIELDS: list[tuple[str, dict[str, Any], str]] = [
-    *(("CreateSandbox", body, "spec.image") for body in ({}, {"spec": {}})),
+    ("CreateSandbox", {}, "spec.image"),
+    ("CreateSandbox", {"spec": {}}, "spec.image"),
     *(
         ("CreateSandbox", image(uri=uri), "spec.image.uri")
         for uri in (
@@ -227,11 +228,8 @@ async def server(store: MemoryStore) -> Any:
 
 
 def message_of(request: str) -> Message:
-    for name in (request, f"{request}Request"):
-        if hasattr(sandbox_service_pb2, f"{name}Request"):
-            message: Message = getattr(sandbox_service_pb2, f"{name}Request")()
-            return message
-    raise AssertionError(request)
+    message: Message = getattr(sandbox_service_pb2, f"{request}Request")()
+    return message
 
 
 async def call(server: Server, request: str, message: Message) -> Refusal:
@@ -241,7 +239,9 @@ async def call(server: Server, request: str, message: Message) -> Refusal:
         message.id = existing.id  # type: ignore[attr-defined]
     before = await snapshot(server)
     method = getattr(server.sandboxes, request)
-    refusal = await refused(drained(method(message)) if request in ("WatchSandboxes", "StreamLogs") else method(message))
+    refusal = await refused(
+        drained(method(message)) if request in ("WatchSandboxes", "StreamLogs") else method(message)
+    )
     assert await snapshot(server) == before
     return refusal
 
@@ -364,19 +364,19 @@ def paths_of(request: str, body: dict[str, Any]) -> Iterator[str]:
 
 
 def set_leaves(message: Message, prefix: str = "") -> Iterator[str]:
+    """An empty value of a required field counts as set: that it is missing is what such a row tests."""
     for field in message.DESCRIPTOR.fields:
         path = prefix + field.name
-        values = getattr(message, field.name)
-        if field.type != FieldDescriptor.TYPE_MESSAGE or field.message_type.GetOptions().map_entry:
-            if values not in (0, "", False) and values:
+        value = getattr(message, field.name)
+        below = field.message_type
+        if below is None or below.GetOptions().map_entry:
+            if value or path in ("id", "port", "spec.image.uri"):
                 yield path
-            elif field.name in ("id", "uri", "port") and prefix in ("", "spec.image."):
-                yield path
-        elif field.message_type.file.package == "google.protobuf":
+        elif below.file.package == "google.protobuf":
             if message.HasField(field.name):
                 yield path
         elif field.is_repeated:
-            for value in values:
-                yield from set_leaves(value, f"{path}.")
+            for item in value:
+                yield from set_leaves(item, f"{path}.")
         elif message.HasField(field.name):
-            yield from set_leaves(values, f"{path}.")
+            yield from set_leaves(value, f"{path}.")
