@@ -31,6 +31,8 @@ _STREAMS_BACK = {number: stream for stream, number in _STREAMS.items()}
 _MAX_DURATION = 315_576_000_000
 """Seconds: google.protobuf.Duration's own bound, which its Python class does not keep."""
 
+_MESSAGES_KEPT = 1024
+
 _MASK_ENTRY = re.compile(r"metadata\.(?:`(?P<quoted>[^`]+)`|(?P<plain>[^`.]+))")
 
 
@@ -200,6 +202,24 @@ def sandbox(sandbox: model.Sandbox) -> pb.Sandbox:
     if sandbox.expire_time:
         message.expire_time.FromDatetime(sandbox.expire_time)
     return message
+
+
+class SandboxMessages:
+    """`sandbox`, made once for each value: sandboxes are read much more often than they change."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[model.Sandbox, pb.Sandbox]] = {}
+
+    def of(self, value: model.Sandbox) -> pb.Sandbox:
+        """The message is shared: not to be changed."""
+        known = self._made.get(value.id)
+        if known and known[0] is value:
+            return known[1]
+        if len(self._made) >= _MESSAGES_KEPT:
+            self._made.clear()
+        message = sandbox(value)
+        self._made[value.id] = value, message
+        return message
 
 
 def _fill_spec(message: pb.SandboxSpec, spec: model.SandboxSpec) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import logging
+import random
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -151,7 +152,7 @@ class _Call:
         self._method = method
         self._driver = driver
         self._context = context
-        self._sandbox_id = str(getattr(request, "id", "") or getattr(request, "sandbox_id", ""))[:64]
+        self._request = request
         self._began = time.perf_counter()
         self.metadata: dict[str, str | bytes] = dict(context.invocation_metadata() or ())
         self.request_id = _request_id(self.metadata)
@@ -159,9 +160,9 @@ class _Call:
         context.set_trailing_metadata(((REQUEST_ID, self.request_id),))
 
     def succeed(self, response: Any) -> None:
-        sandbox = getattr(response, "sandbox", None)
-        quiet = _name(self._method).startswith(_READS)
-        (log.debug if quiet else log.info)("rpc", **self._line("OK", getattr(sandbox, "id", "")))
+        level = logging.DEBUG if _name(self._method).startswith(_READS) else logging.INFO
+        if log.is_enabled_for(level):  # reads are too many for a line that nobody is shown
+            log.log(level, "rpc", **self._line("OK", getattr(getattr(response, "sandbox", None), "id", "")))
 
     async def fail(self, error: BaseException) -> None:
         """Logs the failure, and ends the RPC with its status unless the caller has ended it."""
@@ -188,7 +189,8 @@ class _Call:
             "driver": self._driver,
             "duration_ms": round((time.perf_counter() - self._began) * 1000, 2),
         }
-        if id := sandbox_id or self._sandbox_id:
+        asked = getattr(self._request, "id", "") or getattr(self._request, "sandbox_id", "")
+        if id := sandbox_id or str(asked)[:64]:
             line["sandbox_id"] = id
         return line
 
@@ -198,7 +200,7 @@ def _request_id(metadata: dict[str, str | bytes]) -> str:
     given = metadata.get(REQUEST_ID, "")
     if isinstance(given, str) and 0 < len(given) <= 128 and given.isascii() and given.isprintable():
         return given
-    return uuid.uuid4().hex
+    return f"{random.getrandbits(128):032x}"
 
 
 def _name(method: str) -> str:

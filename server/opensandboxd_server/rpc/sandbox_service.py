@@ -20,17 +20,18 @@ class SandboxServicer(pb_grpc.SandboxServiceServicer):
         self._creations = creations
         self._sandboxes = sandboxes
         self._following = following
+        self._messages = convert.SandboxMessages()
 
     async def CreateSandbox(self, request: pb.CreateSandboxRequest, context: Context) -> pb.CreateSandboxResponse:
         sandbox = await self._creations.create(convert.create_request(request))
         return pb.CreateSandboxResponse(sandbox=convert.sandbox(sandbox))
 
     async def GetSandbox(self, request: pb.GetSandboxRequest, context: Context) -> pb.GetSandboxResponse:
-        return pb.GetSandboxResponse(sandbox=convert.sandbox(self._sandboxes.get(request.id)))
+        return pb.GetSandboxResponse(sandbox=self._messages.of(self._sandboxes.get(request.id)))
 
     async def ListSandboxes(self, request: pb.ListSandboxesRequest, context: Context) -> pb.ListSandboxesResponse:
         page = self._following.list(convert.list_filter(request), request.page_size, request.page_token)
-        sandboxes = [convert.sandbox(sandbox) for sandbox in page.sandboxes]
+        sandboxes = [self._messages.of(sandbox) for sandbox in page.sandboxes]
         return pb.ListSandboxesResponse(sandboxes=sandboxes, next_page_token=page.next_token)
 
     async def UpdateSandbox(self, request: pb.UpdateSandboxRequest, context: Context) -> pb.UpdateSandboxResponse:
