@@ -10,12 +10,13 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,12 +94,13 @@ class Engine:
         for name in self.networks():
             with suppress(docker.errors.NotFound):
                 self.client.remove_network(name)
-        self.instances.clear()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    report: Any = yield
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
     if report.failed and call.when != "teardown":
         for engine in item.stash.get(Shown, []):
             with suppress(docker.errors.DockerException, requests.RequestException):
@@ -193,15 +195,11 @@ class PrivateEngine:
             "exec-root": self.directory / "exec",
             "pidfile": self.directory / "pid",
         }
-        command = [
-            "unshare",
-            "--net",
-            "--mount",
-            "dockerd",
-            *(f"--{name}={value}" for name, value in arguments.items()),
-        ]
+        dockerd = ["dockerd", *(f"--{name}={value}" for name, value in arguments.items())]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                ["unshare", "--net", "--mount", *dockerd], stdout=log, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + CLEAN_LIMIT
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -209,6 +207,16 @@ class PrivateEngine:
                 self.stop()
                 pytest.skip(f"dockerd does not run here: {tail}")
             time.sleep(0.1)
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """The engine keeps its connections and answers nothing."""
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         if self.process and self.process.poll() is None:

@@ -230,8 +230,8 @@ async def test_a_follower_that_leaves_is_gone_from_the_engine(engine: Engine, st
     await driver.create(plan, unheard)
     follower = asyncio.create_task(read(driver, plan.id, LogOptions(follow=True)))
     await asyncio.sleep(0.3)
-    assert driver._api._log_streams._value == 127  # type: ignore[attr-defined]
+    assert driver._api._log_streams._value == 127
     follower.cancel()
     await asyncio.wait([follower], timeout=1)
     assert follower.cancelled()
-    assert driver._api._log_streams._value == 128  # type: ignore[attr-defined]
+    assert driver._api._log_streams._value == 128

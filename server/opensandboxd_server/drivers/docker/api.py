@@ -185,12 +185,12 @@ class DockerApi:
         params = {"filters": json.dumps(filters), "since": f"{since:.3f}"}
         return self._stream(partial(_open_get, "/events", params), _json_lines)
 
-    def logs(self, id: str, *, follow: bool, tail: int | None, since: float | None) -> Stream[LogFrame]:
-        """What the entry point wrote, and with `follow` writes. ResourceExhausted TOO_MANY_STREAMS."""
+    def logs(self, id: str, *, follow: bool, tail: int | None, since: str | None) -> Stream[LogFrame]:
+        """What was written `since`, in seconds from 1970; with `follow`, is. ResourceExhausted TOO_MANY_STREAMS."""
         params = {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": str(int(follow))}
         params["tail"] = "all" if tail is None else str(tail)
         if since is not None:
-            params["since"] = f"{since:.9f}"
+            params["since"] = since
         return self._stream(
             partial(_open_get, f"/containers/{id}/logs", params), _frames, self._log_streams, "log streams"
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,20 +23,19 @@ from opensandboxd_server.domain.errors import (
     SandboxError,
     StartupError,
 )
-from opensandboxd_server.domain.model import Endpoint, LogChunk, LogOptions, LogStream, Platform, SandboxState
+from opensandboxd_server.domain.model import Endpoint, LogChunk, LogOptions, Platform, SandboxState
 from opensandboxd_server.domain.policy import SandboxPlan
 from opensandboxd_server.domain.ports import DriverEvent, DriverInfo, Observation, Progress
-from opensandboxd_server.drivers.docker import container, engine, network
-from opensandboxd_server.drivers.docker.api import DockerApi, EngineError, LogFrame
+from opensandboxd_server.drivers.docker import container, engine, logs, network
+from opensandboxd_server.drivers.docker.api import DockerApi, EngineError
 from opensandboxd_server.drivers.docker.events import EngineEvents
 from opensandboxd_server.drivers.docker.images import PullProgress
 from opensandboxd_server.drivers.docker.options import DockerOptions
 from opensandboxd_server.drivers.docker.proof import prove
 from opensandboxd_server.drivers.docker.removal import Removals
-from opensandboxd_server.drivers.docker.state import ContainerState, parse_time
+from opensandboxd_server.drivers.docker.state import ContainerState
 
 _NOT_FOUND, _CONFLICT = 404, 409
-_STREAMS = {1: LogStream.STDOUT, 2: LogStream.STDERR}
 
 log = structlog.get_logger()
 
@@ -101,13 +101,12 @@ class DockerDriver:
 
     async def logs(self, id: str, options: LogOptions) -> AsyncIterator[LogChunk]:
         found = await self._inspect(id)
-        since = options.since.timestamp() if options.since else None
-        async with self._api.logs(found["Id"], follow=options.follow, tail=options.tail_lines, since=since) as stream:
-            while batch := await stream.next_batch():
-                for frame in batch:
-                    chunk = _chunk(frame)
-                    if not options.streams or chunk.stream in options.streams:
-                        yield chunk
+        try:
+            async with aclosing(logs.read(self._api, found["Id"], options)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except EngineError as exc:
+            raise (NotFound(id) if exc.status == _NOT_FOUND else exc) from exc
 
     # Start
 
@@ -221,8 +220,3 @@ class DockerDriver:
         if not found or (found["Config"]["Labels"] or {}).get(container.INSTANCE) != self._options.instance:
             raise NotFound(id)
         return found
-
-
-def _chunk(frame: LogFrame) -> LogChunk:
-    time, _, data = frame.data.partition(b" ")
-    return LogChunk(_STREAMS[frame.stream], data, parse_time(time.decode()))

@@ -42,6 +42,7 @@ def of_inspected(container: Mapping[str, Any], switched_at: datetime | None = No
 
 
 def _ended(container: Mapping[str, Any]) -> ContainerState:
+    """An engine may miss that memory ran out in the first moments of a container: that is told as KILLED."""
     state = container["State"]
     code, time = int(state["ExitCode"]), parse_time(state["FinishedAt"])
     if state["OOMKilled"] and code:
@@ -53,7 +54,8 @@ def _ended(container: Mapping[str, Any]) -> ContainerState:
             SandboxState.TERMINATED, time, "ENTRYPOINT_EXITED", "the entry point exited with code 0", code
         )
     if name := _signal_name(code):
-        return ContainerState(SandboxState.FAILED, time, "KILLED", f"the entry point was killed by {name}", code)
+        message = f"the entry point was killed by {name}"
+        return ContainerState(SandboxState.FAILED, time, "KILLED", message, code)
     message = f"the entry point exited with code {code}" + (f": {state['Error']}" if state["Error"] else "")
     return ContainerState(SandboxState.FAILED, time, "ENTRYPOINT_EXITED", message, code)
 
