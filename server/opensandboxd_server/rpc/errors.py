@@ -30,13 +30,21 @@ CODES: dict[type[errors.SandboxError], grpc.StatusCode] = {
 }
 
 # Statuses travel in trailing metadata, which peers bound to 8 KiB or so: a longer one would arrive as another error.
+# All in bytes; the message is there up to three times, once percent-encoded, and the rest is in base64.
 _MAX_TEXT = 600
-_MAX_VIOLATIONS = 16
+_MAX_METADATA = 200
+_MAX_VIOLATION = 200
+_MAX_VIOLATIONS = 3000
+
+
+def code_of(error: errors.SandboxError) -> grpc.StatusCode:
+    """The code of the error's class, or of the one that it refines."""
+    return next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
 
 
 def to_status(error: errors.SandboxError) -> tuple[grpc.StatusCode, str, bytes]:
     """The code, the message and the serialized google.rpc.Status for `grpc-status-details-bin`."""
-    code = CODES[type(error)]
+    code = code_of(error)
     message = _clip(error.message)
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in _details(error):
@@ -47,7 +55,7 @@ def to_status(error: errors.SandboxError) -> tuple[grpc.StatusCode, str, bytes]:
 
 
 def _details(error: errors.SandboxError) -> Iterator[Any]:
-    metadata = {key: _clip(value) for key, value in error.details.items()}
+    metadata = {key: _clip(value, _MAX_METADATA) for key, value in error.details.items()}
     yield details.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     match error:
         case errors.InvalidArgument(violations=violations):
@@ -73,14 +81,20 @@ def _details(error: errors.SandboxError) -> Iterator[Any]:
 
 
 def _bad_request(violations: tuple[errors.FieldViolation, ...]) -> details.BadRequest:
-    shown = [
-        details.BadRequest.FieldViolation(field=_clip(v.field, 120), description=_clip(v.description, 200))
-        for v in violations[:_MAX_VIOLATIONS]
-    ]
-    if left := len(violations) - len(shown):
-        shown.append(details.BadRequest.FieldViolation(field="", description=f"and {left} more"))
-    return details.BadRequest(field_violations=shown)
+    request, room = details.BadRequest(), _MAX_VIOLATIONS
+    for i, violation in enumerate(violations):
+        shown = request.field_violations.add(
+            field=_clip(violation.field, _MAX_VIOLATION), description=_clip(violation.description, _MAX_VIOLATION)
+        )
+        room -= shown.ByteSize()
+        if room < 0:
+            del request.field_violations[-1]
+            request.field_violations.add(field="", description=f"and {len(violations) - i} more")
+            break
+    return request
 
 
 def _clip(text: str, length: int = _MAX_TEXT) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """`text` in at most `length` bytes of UTF-8."""
+    encoded = text.encode()
+    return text if len(encoded) <= length else encoded[: length - 3].decode(errors="ignore") + "…"
