@@ -41,6 +41,7 @@ BOTH_RUNTIMES = [pytest.param("", id="runc"), pytest.param("gvisor", id="gvisor"
 SLEEP = ("sleep", "1000")
 SECURITY = SecurityPlan(("MKNOD", "NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYS_PTRACE"), True, 256, "", "")
 
+
 Shown = pytest.StashKey[list["Engine"]]()
 
 
@@ -94,6 +95,12 @@ class Engine:
         for name in self.networks():
             with suppress(docker.errors.NotFound):
                 self.client.remove_network(name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """docker-py leaves Unix sockets that did not connect to the collector; those that did show a raddr here."""
+    never_connected = r"ignore:unclosed <socket.socket fd=\d+, family=1, type=1, proto=0>:ResourceWarning"
+    config.addinivalue_line("filterwarnings", never_connected)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,6 +12,7 @@ import pytest
 
 from opensandboxd_server.domain.model import SandboxState
 from opensandboxd_server.domain.ports import DriverEvent, Gone, Lost, Observation, Relisted, Seen
+from opensandboxd_server.drivers.docker.container import create_body
 from opensandboxd_server.drivers.docker.driver import DockerDriver
 from opensandboxd_server.drivers.docker.options import DockerOptions
 from tests.docker.conftest import BOTH_RUNTIMES, IMAGE, Engine, PrivateEngine, plan_for, unheard
@@ -91,22 +92,21 @@ async def test_a_sandboxs_life_is_told_in_order(engine: Engine, started: Start, 
         await heard.until(lambda event: event == Gone(plan.id))
 
 
+GREEDY = "sleep 0.5; x=$(head -c 200000000 /dev/zero | tr '\\0' a)"
 ENDINGS = {
-    "exit 0": (("true",), SandboxState.TERMINATED, "ENTRYPOINT_EXITED", 0),
-    "exit 3": (("bash", "-c", "exit 3"), SandboxState.FAILED, "ENTRYPOINT_EXITED", 3),
-    "out of memory": (
-        ("bash", "-c", "sleep 0.5; x=$(head -c 200000000 /dev/zero | tr '\\0' a)"), SandboxState.FAILED, "OOM_KILLED", 137,
-    ),
-}  # fmt: skip
+    "exit 0": ("true", SandboxState.TERMINATED, "ENTRYPOINT_EXITED", 0),
+    "exit 3": ("exit 3", SandboxState.FAILED, "ENTRYPOINT_EXITED", 3),
+    "out of memory": (GREEDY, SandboxState.FAILED, "OOM_KILLED", 137),
+}
 
 
 @pytest.mark.parametrize("runtime", BOTH_RUNTIMES)
 @pytest.mark.parametrize("ending", ENDINGS)
 async def test_an_end_is_told_with_its_reason(engine: Engine, started: Start, ending: str, runtime: str) -> None:
-    command, state, reason, code = ENDINGS[ending]
+    script, state, reason, code = ENDINGS[ending]
     options = engine.options(runtime)
     driver: DockerDriver = await started(options)
-    plan = plan_for(options, *command, memory_bytes=32 << 20)
+    plan = plan_for(options, "bash", "-c", script, memory_bytes=32 << 20)
     async with hearing(driver) as heard:
         await driver.create(plan, unheard)
         ended = await heard.state(plan.id, state, within=30)
@@ -165,8 +165,6 @@ async def test_a_creation_that_never_started_is_listed_as_pending(engine: Engine
     options = engine.options()
     driver: DockerDriver = await started(options)
     plan = plan_for(options)
-    from opensandboxd_server.drivers.docker.container import create_body
-
     await driver._api.create_container(plan.id, create_body(plan, options))
     async with hearing(driver) as heard:
         listed = (await heard.relisted())[plan.id]

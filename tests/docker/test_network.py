@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ PORT = 8080
 def reaches(engine: Engine, id: str, address: str) -> bool:
     """Whether a process in the container gets the greeting of who listens at the address."""
     script = f"exec 3<>/dev/tcp/{address}/{PORT} && head -n 1 <&3"
-    code, output = engine.execute(id, "timeout", "3", "bash", "-c", script)
+    code, output = engine.execute(id, "timeout", "2", "bash", "-c", script)
     return code == 0 and "hello" in output
 
 
@@ -161,8 +162,6 @@ async def test_the_network_is_made_again_when_it_was_pruned(engine: Engine, star
 
 
 async def greeting(endpoint: Endpoint) -> bytes:
-    import asyncio
-
     reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
     try:
         return await reader.readline()

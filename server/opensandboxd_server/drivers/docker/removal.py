@@ -44,7 +44,7 @@ class Removals:
         """Removes what a failed creation left, whatever else fails, and though the caller is cancelled meanwhile.
 
         Tries a few times; then goes on in the background. With `may_appear` the engine has not answered the creation,
-        and may yet finish it: the container's absence proves nothing for a while.
+        and may yet finish it: the container's absence proves nothing until it has lasted for the time-out.
         """
         task = self._doomed[id] = asyncio.create_task(self._persist(id, may_appear))
         task.add_done_callback(lambda _: self._doomed.pop(id, None))
@@ -58,11 +58,15 @@ class Removals:
 
     async def _persist(self, id: str, may_appear: bool) -> None:
         loop = asyncio.get_running_loop()
-        end = loop.time() + (self._timeout if may_appear else 0)
+        patience = self._timeout if may_appear else 0
+        absent_since = None
         delays = iter(_RETRIES)
         while True:
             try:
-                if await self.remove(id) or loop.time() >= end:
+                if await self.remove(id):
+                    return
+                absent_since = absent_since or loop.time()
+                if loop.time() - absent_since >= patience:
                     return
             except SandboxError as exc:
                 log.warning("failed creation not removed yet", sandbox_id=id, error=exc.message)
