@@ -39,9 +39,11 @@ class Effort:
     creates: int = 30
     batches: int = 5
     batch: int = 20
-    gets: int = 2000
-    get_batches: int = 6
-    get_batch: int = 3000
+    get_rounds: int = 30
+    gets: int = 100
+    slow_gets: int = 30
+    get_batches: int = 8
+    get_batch: int = 2000
     slow_get_batch: int = 200
     lists: int = 100
     slow_lists: int = 5
@@ -51,8 +53,8 @@ class Effort:
 
 FULL = Effort()
 QUICK = Effort(
-    creates=4, batches=1, batch=10, gets=300, get_batches=2, get_batch=600, slow_get_batch=60, lists=20, slow_lists=2,
-    sandboxes=10,
+    creates=4, batches=1, batch=10, get_rounds=6, gets=50, slow_gets=10, get_batches=2, get_batch=600,
+    slow_get_batch=60, lists=20, slow_lists=2, sandboxes=10,
 )  # fmt: skip
 
 
@@ -113,13 +115,10 @@ async def get(empty: EmptyRpc, ours: Opensandboxd, theirs: Server | None, effort
     speeds: dict[str, list[float]] = defaultdict(list)
     for call in calls.values():
         await rate(times(call, GETS_AT_A_TIME * 4), GETS_AT_A_TIME)
+    for name in in_turns(list(calls), effort.get_rounds):
+        sequential[name] += await latencies(calls[name], effort.slow_gets if name == THEIRS else effort.gets)
     for name in in_turns(list(calls), effort.get_batches):
-        slow = name == THEIRS
-        count = effort.slow_get_batch if slow else effort.gets // effort.get_batches
-        sequential[name] += await latencies(calls[name], count)
-    for name in in_turns(list(calls), effort.get_batches):
-        slow = name == THEIRS
-        batch = times(calls[name], effort.slow_get_batch if slow else effort.get_batch)
+        batch = times(calls[name], effort.slow_get_batch if name == THEIRS else effort.get_batch)
         speeds[name].append((await rate(batch, GETS_AT_A_TIME))[1])
     for name, server in made:
         await server.delete(ids[name])

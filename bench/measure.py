@@ -68,9 +68,12 @@ async def rate(calls: Sequence[Call[T]], at_a_time: int) -> tuple[list[T], float
             results.append(await call())  # noqa: PERF401 - workers share the list
 
     began = time.perf_counter()
-    async with asyncio.TaskGroup() as workers:
-        for _ in range(at_a_time):
-            workers.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(at_a_time):
+                workers.create_task(work())
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
     return results, len(calls) / (time.perf_counter() - began)
 
 

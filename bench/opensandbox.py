@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from bench.threads import Threads
 
 VERSION = "1.1.1"
 VENV = Path(".cache/bench/opensandbox-venv")
+_KEEP_ALIVE = 2.0
+"""Seconds that an idle connection is kept."""
 
 _EXECD = {
     "execd": "#!/bin/sh\nexec sleep infinity\n",
@@ -57,16 +60,24 @@ class OpenSandbox:
         return await self._threads.run(lambda: self._exchange(method, path, body))
 
     def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        """On a connection that is kept, one for each thread."""
-        if not hasattr(self._connections, "mine"):
-            self._connections.mine = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
-        connection: http.client.HTTPConnection = self._connections.mine
+        connection = self._connection()
         connection.request(method, path, json.dumps(body) if body else None, self._headers)
         response = connection.getresponse()
         text = response.read()
+        self._connections.used = time.monotonic()
         if response.status >= http.client.BAD_REQUEST:
             raise BenchError(f"OpenSandbox answered {method} {path} with {response.status}: {text.decode()}")
         return json.loads(text) if text else None
+
+    def _connection(self) -> http.client.HTTPConnection:
+        """One for each thread, kept for as long as its server is sure to keep it."""
+        mine = self._connections
+        if not hasattr(mine, "used"):
+            mine.kept = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+        elif time.monotonic() - mine.used > _KEEP_ALIVE:
+            mine.kept.close()
+        connection: http.client.HTTPConnection = mine.kept
+        return connection
 
 
 @asynccontextmanager
