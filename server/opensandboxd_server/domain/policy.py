@@ -23,7 +23,7 @@ from opensandboxd_server.domain.model import (
     SandboxSpec,
     SnapshotSource,
 )
-from opensandboxd_server.domain.runtimes import Capability
+from opensandboxd_server.domain.runtimes import CAPABILITIES, Capability
 from opensandboxd_server.domain.validate import check_create
 from opensandboxd_server.settings import Settings
 
@@ -123,6 +123,12 @@ class Policy:
             platform=spec.platform,
             ports=spec.ports,
         )
+
+    def require(self, capability: str) -> None:
+        """Unsupported when this server cannot honour the verbs that are this capability."""
+        known = self.capabilities[capability]
+        if not known.supported:
+            raise Unsupported(known.word, f"{CAPABILITIES[capability]}: {known.reason}", capability=capability)
 
     def expiry(self, expiration: Expiration, now: datetime) -> datetime | None:
         """When a sandbox created or renewed `now` expires; InvalidArgument outside the bounds."""

@@ -52,12 +52,14 @@ class Sandboxes:
         return sandbox
 
     async def endpoint(self, id: str, port: int, *, internal: bool) -> Endpoint:
+        self._policy.require("endpoints")
         check_port(port)
         sandbox = self.get(id)
         _require_state(sandbox, SandboxState.RUNNING, SandboxState.PAUSED)
         return await self._driver.endpoint(id, port, internal=internal)
 
     def logs(self, id: str, options: LogOptions) -> AsyncIterator[LogChunk]:
+        self._policy.require("logs")
         sandbox = self.get(id)
         if sandbox.status.state is SandboxState.PENDING or self._creations.is_failure(id):
             raise FailedPrecondition(
@@ -109,11 +111,13 @@ class Sandboxes:
     # Changing what the backend has
 
     async def pause(self, id: str) -> Sandbox:
+        self._policy.require("pause")
         check_id(id)
         verb = _Verb("paused", SandboxState.RUNNING, SandboxState.PAUSING, SandboxState.PAUSED, self._driver.pause)
         return await self._tasks.finish(self._switch(id, verb))
 
     async def resume(self, id: str) -> Sandbox:
+        self._policy.require("pause")
         check_id(id)
         verb = _Verb("resumed", SandboxState.PAUSED, SandboxState.RESUMING, SandboxState.RUNNING, self._driver.resume)
         return await self._tasks.finish(self._switch(id, verb))
