@@ -127,7 +127,10 @@ class App:
         await self._rpc.begin_shutdown()
         self._creations.begin_shutdown()
         grace = self._settings.server.graceful_shutdown_seconds
-        await self._rpc.stop(grace * 0.8)  # what is left is for rolling back the creations that did not finish
+        stopping = asyncio.create_task(self._rpc.stop(grace))
+        await asyncio.wait([stopping], timeout=grace * 0.8)
+        await self._creations.close()  # while those who wait for them can still be told
+        await stopping
         await self._open.aclose()
         log.info("stopped")
 

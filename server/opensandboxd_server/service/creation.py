@@ -35,6 +35,15 @@ from opensandboxd_server.service.tasks import Tasks
 
 log = structlog.get_logger()
 
+_FAILURE_REASONS = {
+    "IMAGE_PULL_FAILED": "IMAGE_PULL_FAILED",
+    "START_FAILED": "START_FAILED",
+    "SHUTTING_DOWN": "CREATE_INTERRUPTED",
+}
+"""What becomes of an error's reason in the status of a failed creation; of any other, CREATE_FAILED."""
+
+_INTERRUPTED = "the server ended while the sandbox was being created; create it again"
+
 
 @dataclass(eq=False)
 class Creation:
@@ -179,8 +188,9 @@ class Creations:
         id = creation.plan.id
         log.info("sandbox creation failed", sandbox_id=id, reason=why.reason, error=why.message)
         if creation.detached and not isinstance(why, Aborted):
-            reason = why.reason if why.reason in ("IMAGE_PULL_FAILED", "START_FAILED") else "CREATE_FAILED"
-            observation = _observation(creation.plan, SandboxState.FAILED, reason, why.message)
+            reason = _FAILURE_REASONS.get(why.reason, "CREATE_FAILED")
+            message = _INTERRUPTED if reason == "CREATE_INTERRUPTED" else why.message
+            observation = _observation(creation.plan, SandboxState.FAILED, reason, message)
             await self._keep_failure(replace(observation, state_time=self._clock.now()))
             return
         self._index.remove(id, creation.end_reason, why.message)
@@ -265,8 +275,7 @@ class Creations:
 
     def _interrupted(self, plan: SandboxPlan) -> FailureRecord:
         """What to find after a restart, should this server end before the creation does."""
-        message = "the server ended while the sandbox was being created; create it again"
-        observation = _observation(plan, SandboxState.FAILED, "CREATE_INTERRUPTED", message)
+        observation = _observation(plan, SandboxState.FAILED, "CREATE_INTERRUPTED", _INTERRUPTED)
         return FailureRecord(observation, self._clock.now() + self._failure_ttl)
 
 
