@@ -17,7 +17,13 @@ from typing import Any
 import grpc
 import structlog
 
-from opensandboxd_server.domain.errors import BackendError, BackendUnavailable, SandboxError, Unauthenticated
+from opensandboxd_server.domain.errors import (
+    BackendError,
+    BackendUnavailable,
+    InvalidArgument,
+    SandboxError,
+    Unauthenticated,
+)
 from opensandboxd_server.rpc.errors import code_of, to_status
 from opensandboxd_server.service.creation import shutting_down
 
@@ -176,7 +182,7 @@ class _Call:
                 f"the server failed; its log tells more under request id {self.request_id}", reason="INTERNAL"
             )
         else:
-            log.info("rpc", **self._line(code_of(error).name), reason=error.reason, error=error.message)
+            log.info("rpc", **self._line(code_of(error).name), reason=error.reason, error=_loggable(error))
         code, message, details = to_status(error)
         trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID, self.request_id), (STATUS_DETAILS, details)]
         if isinstance(error, BackendUnavailable):
@@ -202,6 +208,13 @@ def _request_id(metadata: dict[str, str | bytes]) -> str:
     if isinstance(given, str) and 0 < len(given) <= 128 and given.isascii() and given.isprintable():
         return given
     return f"{random.getrandbits(128):032x}"
+
+
+def _loggable(error: SandboxError) -> str:
+    """What is malformed quotes what was sent, and that may be a secret in the wrong place."""
+    if isinstance(error, InvalidArgument):
+        return ", ".join(sorted({violation.field.partition("[")[0] for violation in error.violations}))
+    return error.message
 
 
 def _name(method: str) -> str:
