@@ -37,8 +37,8 @@ class Effort:
     """How often; the quick one shows that the benchmark works, not what it measures."""
 
     creates: int = 30
-    batches: int = 5
-    batch: int = 20
+    batches: int = 20
+    batch: int = 10
     get_rounds: int = 30
     gets: int = 100
     slow_gets: int = 30
@@ -53,7 +53,7 @@ class Effort:
 
 FULL = Effort()
 QUICK = Effort(
-    creates=4, batches=1, batch=10, get_rounds=6, gets=50, slow_gets=10, get_batches=2, get_batch=600,
+    creates=4, batches=2, get_rounds=6, gets=50, slow_gets=10, get_batches=2, get_batch=600,
     slow_get_batch=60, lists=20, slow_lists=2, sandboxes=10,
 )  # fmt: skip
 
