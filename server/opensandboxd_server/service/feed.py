@@ -104,7 +104,7 @@ class Feed:
         for observation in relisted.sandboxes:
             if observation.state is not SandboxState.PENDING:
                 self._index.observe(observation)
-            elif not self._creations.is_running(observation.id):
+            elif self._is_left_over(observation.id):
                 self._tasks.begin(self._sweep(observation.id))
         alive = {o.id for o in relisted.sandboxes if o.state is not SandboxState.PENDING}
         if not self._ready.done():
@@ -115,6 +115,10 @@ class Feed:
             id = entry.observation.id
             if id not in alive and entry.seen_at < relisted.began:
                 await self._take_gone(id)
+
+    def _is_left_over(self, id: str) -> bool:
+        """Of a sandbox that is not started: whether no creation will start it, or has since it was listed."""
+        return self._creations.is_failure(id) or (id not in self._index and not self._creations.is_running(id))
 
     async def _restore(self, alive: set[str]) -> None:
         unknown = await self._creations.restore(alive)
@@ -128,8 +132,7 @@ class Feed:
 
     async def _drop(self, id: str) -> None:
         self._index.remove(id, "REMOVED_EXTERNALLY", "the backend has it no more, and this server did not remove it")
-        self._creations.forget(id)
-        await self._store.forget([id])
+        await self._creations.forget(id)
 
     async def _sweep(self, id: str) -> None:
         """Removes what an interrupted creation left."""
