@@ -127,7 +127,7 @@ class Creations:
             sandbox = self._index.get(record.sandbox_id)
             if sandbox:
                 return sandbox
-            self.forget(record.sandbox_id)
+            await self.forget(record.sandbox_id)
         return None
 
     def _begin(self, plan: SandboxPlan, request: CreateRequest) -> Creation:
@@ -194,8 +194,7 @@ class Creations:
             await self._keep_failure(replace(observation, state_time=self._clock.now()))
             return
         self._index.remove(id, creation.end_reason, why.message)
-        self.forget(id)
-        await self._store.forget([id])
+        await self.forget(id)
 
     def _progress(self, plan: SandboxPlan, reason: str, message: str) -> None:
         self._index.observe(_observation(plan, SandboxState.PENDING, reason, message))
@@ -222,12 +221,17 @@ class Creations:
         now = self._clock.now()
         return [id for id, failure in self._failures.items() if failure.keep_until <= now]
 
-    def forget(self, id: str) -> None:
-        """Drops what is remembered of this sandbox in memory. The store is the caller's to tell."""
+    async def forget(self, id: str) -> None:
+        """Drops what is remembered of a sandbox that is no more, here and in the store. Rows that the store does not
+        drop now are swept at the next start: they are no reason to say that the sandbox is still there."""
         self._failures.pop(id, None)
         request_id = self._request_of.pop(id, None)
         if request_id:
             self._requests.pop(request_id, None)
+        try:
+            await self._store.forget([id])
+        except Exception:
+            log.exception("rows not dropped; the next start sweeps them", sandbox_id=id)
 
     # Start and end of the server
 

@@ -106,7 +106,17 @@ class Sandboxes:
             if await self._store.compare_and_set(record, sandbox.revision):
                 self._index.set_record(record)
                 return self.get(id)
+            await self._reread(sandbox)
         raise Aborted("CONFLICT", f"sandbox {id} is being changed by others all the time; retry")
+
+    async def _reread(self, sandbox: Sandbox) -> None:
+        """After a comparison that failed: if nobody here has changed the sandbox since, a write of before took effect
+        though it was told to have failed, and what it wrote is taken up."""
+        now = self._index.get(sandbox.id)
+        if now and now.revision == sandbox.revision:
+            for record in await self._store.load_records():
+                if record.id == sandbox.id:
+                    self._index.set_record(record)
 
     # Changing what the backend has
 
@@ -166,6 +176,7 @@ class Sandboxes:
         if not self._creations.is_failure(id) and not self._is_claimed(id):
             claim = SandboxRecord(id, sandbox.revision + 1, sandbox.metadata, sandbox.expire_time, claimed=True)
             if not await self._store.compare_and_set(claim, sandbox.revision):
+                await self._reread(sandbox)
                 return await self.expire(id)
             self._index.set_record(claim)
         await self._creations.abandon(id, "EXPIRED")
@@ -178,8 +189,7 @@ class Sandboxes:
     async def forget_failure(self, id: str) -> None:
         """Drops a failed creation that was kept to be read."""
         async with self._turn(id):
-            self._forget_in_memory(id, "EXPIRED")
-            await self._store.forget([id])
+            await self._forget(id, "EXPIRED")
 
     async def drain(self) -> None:
         """Returns when no verb is at work any more."""
@@ -195,12 +205,11 @@ class Sandboxes:
             except BaseException:
                 self._index.end(id)
                 raise
-        self._forget_in_memory(id, reason)
-        await self._store.forget([id])
+        await self._forget(id, reason)
 
-    def _forget_in_memory(self, id: str, reason: str) -> None:
+    async def _forget(self, id: str, reason: str) -> None:
         self._index.remove(id, reason)
-        self._creations.forget(id)
+        await self._creations.forget(id)
 
     def _is_claimed(self, id: str) -> bool:
         entry = self._index.entry(id)
