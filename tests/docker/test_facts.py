@@ -97,5 +97,6 @@ def test_what_signals_and_removals_leave_is_told_as_it_is() -> None:
         ("ENTRYPOINT_EXITED", SandboxState.FAILED),
     ]
     assert "SIGTERM" in ended(143).message
+    assert "memory" not in ended(137).message
     assert ended(0).time.microsecond == 987654
     assert ended(137, Status="removing") is None

@@ -42,11 +42,10 @@ def of_inspected(container: Mapping[str, Any], switched_at: datetime | None = No
 
 
 def _ended(container: Mapping[str, Any]) -> ContainerState:
-    """An engine may miss that memory ran out in the first moments of a container: that is told as KILLED."""
-    state = container["State"]
+    """The engine may miss that memory ran out, most often under gVisor, whose cgroup goes with it: told as KILLED."""
+    state, limit = container["State"], container["HostConfig"]["Memory"]
     code, time = int(state["ExitCode"]), parse_time(state["FinishedAt"])
     if state["OOMKilled"] and code:
-        limit = container["HostConfig"]["Memory"]
         allowed = f"its limit of {limit} bytes; raise spec.resources.memory" if limit else "the host has"
         return ContainerState(SandboxState.FAILED, time, "OOM_KILLED", f"used more memory than {allowed}", code)
     if code == 0:
@@ -55,6 +54,8 @@ def _ended(container: Mapping[str, Any]) -> ContainerState:
         )
     if name := _signal_name(code):
         message = f"the entry point was killed by {name}"
+        if limit and name == "SIGKILL":
+            message += f"; it may have used more memory than its limit of {limit} bytes"
         return ContainerState(SandboxState.FAILED, time, "KILLED", message, code)
     message = f"the entry point exited with code {code}" + (f": {state['Error']}" if state["Error"] else "")
     return ContainerState(SandboxState.FAILED, time, "ENTRYPOINT_EXITED", message, code)
