@@ -84,7 +84,7 @@ async def test_an_expiry_that_struck_while_no_server_ran_is_enforced_at_the_star
     clock.jump_to(sandbox.expire_time.ToDatetime(UTC))
 
     async with opened(store=SqliteStore(path), clock=clock) as site:
-        await eventually(lambda: only(site, kept.id), SECOND)
+        await eventually(lambda: only(site, kept.id))
 
 
 async def test_what_was_removed_while_no_server_ran_is_forgotten(opened: Opener, path: Path, house: House) -> None:
