@@ -64,8 +64,11 @@ def test_processor_time_as_in_kubernetes(text: str, nano_cpus: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "bytes_"),
-    [("512Mi", 512 * 2**20), ("4Gi", 4 * 2**30), ("1G", 10**9), ("1e3", 1000), ("1.5Gi", 3 * 2**29),
-     ("128974848", 128974848), ("129e6", 129 * 10**6), ("129M", 129 * 10**6), ("123Mi", 123 * 2**20), ("100m", 1), ("1E", 10**18), ("1E2", 100)],
+    [
+        ("512Mi", 512 * 2**20), ("4Gi", 4 * 2**30), ("1G", 10**9), ("1e3", 1000), ("1.5Gi", 3 * 2**29),
+        ("128974848", 128974848), ("129e6", 129 * 10**6), ("129M", 129 * 10**6), ("123Mi", 123 * 2**20), ("100m", 1),
+        ("1E", 10**18), ("1E2", 100),
+    ],
 )  # fmt: skip
 def test_memory_as_in_kubernetes(text: str, bytes_: int) -> None:
     assert quantities.memory_bytes(text) == bytes_
