@@ -92,7 +92,7 @@ async def test_a_sandboxs_life_is_told_in_order(engine: Engine, started: Start, 
         await heard.until(lambda event: event == Gone(plan.id))
 
 
-GREEDY = "sleep 0.5; x=$(head -c 200000000 /dev/zero | tr '\\0' a)"
+GREEDY = "exec perl -e 'sleep 1; $x = q(a) x 200_000_000; sleep 1000'"  # one process, so that it is the one killed
 ENDINGS = {
     "exit 0": ("true", SandboxState.TERMINATED, "ENTRYPOINT_EXITED", 0),
     "exit 3": ("exit 3", SandboxState.FAILED, "ENTRYPOINT_EXITED", 3),
