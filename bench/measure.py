@@ -18,7 +18,7 @@ Call = Callable[[], Awaitable[T]]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Percentiles of `count` samples in `unit`: "ms", "/s" or "MB". 95 of 100 samples are as good as `p95`, or better."""
+    """Percentiles of `count` samples in `unit`: "ms", "/s" or "MB". 95 of 100 samples are `p95` or better."""
 
     unit: str
     count: int
