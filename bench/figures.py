@@ -46,7 +46,7 @@ class Effort:
     get_batch: int = 2000
     slow_get_batch: int = 200
     lists: int = 100
-    slow_lists: int = 5
+    slow_lists: int = 20
     sandboxes: int = 100
     listed: int = 1000
 
@@ -151,7 +151,9 @@ async def listing(thousand: Opensandboxd, empty: EmptyRpc, effort: Effort) -> Fi
 
 async def full_house(ours: Server, theirs: Server | None, effort: Effort) -> list[Figure]:
     """Memory of the servers with 100 sandboxes each, after all that came before; and a page of them all."""
-    full = [await _full(server, effort) for server in (ours, theirs) if server]
+    full = [await _full(ours, effort, effort.lists)]
+    if theirs:
+        full.append(await _full(theirs, effort, effort.slow_lists))
     memory = Figure(
         f"server memory, {effort.sandboxes} sandboxes",
         opensandboxd=full[0].memory,
@@ -179,7 +181,7 @@ _FILLING = 90.0
 """Seconds after which a server that fills slowly is taken with the sandboxes that it has."""
 
 
-async def _full(server: Server, effort: Effort) -> _House:
+async def _full(server: Server, effort: Effort, lists: int) -> _House:
     ids: list[str] = []
     began = time.monotonic()
     while len(ids) < effort.sandboxes and time.monotonic() - began < _FILLING:
@@ -187,8 +189,7 @@ async def _full(server: Server, effort: Effort) -> _House:
         ids += made
     try:
         await server.list(effort.sandboxes)
-        count = effort.slow_lists if time.monotonic() - began > _FILLING / 3 else effort.lists
-        page = Summary.of("ms", await latencies(partial(server.list, effort.sandboxes), count))
+        page = Summary.of("ms", await latencies(partial(server.list, effort.sandboxes), lists))
         weight = server.process.memory()
         note = f"{len(ids)} sandboxes, at its peak {weight.peak:.0f} MB"
         return _House(Summary.of("MB", [weight.now]), page, note)
