@@ -450,3 +450,15 @@ async def test_an_entry_point_that_exits_ends_its_sandbox_with_its_code(
 
 async def test_a_running_sandbox_has_no_exit_code(site: Site) -> None:
     assert not (await site.create()).status.HasField("exit_code")
+
+
+async def test_what_exceeds_the_memory_limit_is_killed(site: Site) -> None:
+    if not site.house.runs_processes:
+        pytest.skip(f"the {site.house.name} driver runs no processes")
+    sandbox = await site.create(
+        entrypoint=["/usr/bin/tail", "/dev/zero"], spec={"resources": pb.ResourceLimits(memory="32Mi")}
+    )
+
+    ended = await site.ended(sandbox.id)
+
+    assert (ended.status.state, ended.status.reason, ended.status.exit_code) == (FAILED, "OOM_KILLED", 137)
