@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 
@@ -28,6 +30,9 @@ from opensandboxd_server.service.sandboxes import Sandboxes
 from opensandboxd_server.service.tasks import Tasks
 from opensandboxd_server.settings import Settings
 from opensandboxd_server.store.sqlite import SqliteStore
+
+_LEAST_PATIENCE = 2.0
+"""Seconds that each part of the end is given, however short the grace is."""
 
 log = structlog.get_logger()
 
@@ -75,10 +80,10 @@ class App:
 
     async def _start(self, address: str) -> None:
         settings, driver, store, clock = self._settings, self._driver, self._store, self._clock
+        await store.open()  # first: it keeps a second server away from what the first is doing
+        self._open.push_async_callback(store.close)
         self._open.push_async_callback(driver.close)
         info = await driver.start()
-        await store.open()
-        self._open.push_async_callback(store.close)
         runtime = sandbox_runtime(settings)
         capabilities = capabilities_of(RUNTIMES[runtime.secure_runtime], info.unsupported)
         policy = Policy(settings, runtime, capabilities, info.cpus)
@@ -109,7 +114,6 @@ class App:
         self._open.push_async_callback(reaper.close)
         reaper.start()
         self._open.push_async_callback(sandboxes.drain)
-        self._open.push_async_callback(self._creations.close)
         self.port = await self._rpc.start(address)
         log.info(
             "serving",
@@ -128,14 +132,26 @@ class App:
         self._creations.begin_shutdown()
         grace = self._settings.server.graceful_shutdown_seconds
         stopping = asyncio.create_task(self._rpc.stop(grace))
-        await asyncio.wait([stopping], timeout=grace * 0.8)
+        await asyncio.gather(asyncio.wait([stopping], timeout=grace * 0.8), self._creations.finish(grace * 0.8))
+        await _within(max(grace * 0.2, _LEAST_PATIENCE), self._roll_back(stopping))
+        await _within(_LEAST_PATIENCE, self._open.aclose())
+        log.info("stopped")
+
+    async def _roll_back(self, stopping: asyncio.Task[None]) -> None:
         await self._creations.close()  # while those who wait for them can still be told
         await stopping
-        await self._open.aclose()
-        log.info("stopped")
 
     def _on_health(self, healthy: bool) -> None:
         self._health.begin(self._rpc.set_serving(healthy))
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """The backend may be away, and the server ends all the same."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        log.warning("not everything ended in time; the next start sweeps what is left")
 
 
 async def serve(settings: Settings) -> None:

@@ -110,7 +110,7 @@ async def test_new_calls_during_shutdown_are_unavailable(server: Server) -> None
     creation = server.sandboxes.CreateSandbox(CREATE)
     await begun(server)
     stopping = asyncio.create_task(server.app.stop())
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.3)
 
     for call in (
         server.sandboxes.CreateSandbox(CREATE),

@@ -33,7 +33,7 @@ def test_ids_never_collide_and_are_valid_everywhere() -> None:
 
     assert len(set(ids)) == len(ids)
     for id in ids:
-        assert names.is_id(id)
+        assert re.fullmatch(r"sbx-[a-z0-9]{20}", id)
         assert len(id) <= 63
         assert DNS_LABEL.fullmatch(id)
         assert DOCKER_NAME.fullmatch(id)
@@ -45,11 +45,6 @@ def test_every_letter_of_the_alphabet_is_used_in_every_place() -> None:
     ids = [names.new_id() for _ in range(5000)]
     for place in range(4, 24):
         assert len({id[place] for id in ids}) == 36
-
-
-@given(st.text())
-def test_only_ids_are_ids(text: str) -> None:
-    assert names.is_id(text) == bool(re.fullmatch(r"sbx-[a-z0-9]{20}", text))
 
 
 @given(near_label)

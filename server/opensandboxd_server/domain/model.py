@@ -180,6 +180,12 @@ class Sandbox:
     def etag(self) -> str:
         return f'"{self.revision}"'
 
+    @property
+    def weight(self) -> int:
+        """Roughly how many bytes it takes in memory: the caller's own text, and what there always is."""
+        texts = (self.spec.entrypoint, self.spec.env, self.spec.env.values(), self.metadata)
+        return 1024 + sum(len(text) for part in texts for text in part)
+
 
 @dataclass(frozen=True, slots=True)
 class Expiration:

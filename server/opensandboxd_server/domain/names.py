@@ -9,7 +9,6 @@ import string
 LABEL_PREFIX = "opensandbox.io"
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
-_ID = re.compile(r"sbx-[a-z0-9]{20}")
 
 # Kubernetes, "Labels and Selectors: syntax and character set".
 _LABEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -31,10 +30,6 @@ _IMAGE = re.compile(
 def new_id() -> str:
     """A new sandbox id: 103 random bits; valid as Kubernetes name and label value, Docker name and DNS label."""
     return "sbx-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(20))
-
-
-def is_id(text: str) -> bool:
-    return _ID.fullmatch(text) is not None
 
 
 def label_key_problem(key: str) -> str:
@@ -62,6 +57,10 @@ def is_env_name(text: str) -> bool:
 
 def is_image_reference(text: str) -> bool:
     return len(text) <= 512 and _IMAGE.fullmatch(text) is not None
+
+
+def is_platform_part(text: str) -> bool:
+    return re.fullmatch(r"[a-z0-9]{1,16}", text) is not None
 
 
 def is_request_id(text: str) -> bool:

@@ -49,9 +49,11 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A sandbox appeared or changed."""
+    """A sandbox appeared or changed. What a verb did after `began`, the `time.monotonic()` when the backend was asked,
+    may be missing from it."""
 
     sandbox: Observation
+    began: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,10 @@ class Gone:
 @dataclass(frozen=True, slots=True)
 class Relisted:
     """All there is: sent first, and again after every gap in the backend's events. What finished being created
-    after `began`, when the listing was asked for, may be missing from it."""
+    after `began`, the `time.monotonic()` when the listing was asked for, may be missing from it."""
 
     sandboxes: tuple[Observation, ...]
-    began: datetime
+    began: float
 
 
 @dataclass(frozen=True, slots=True)

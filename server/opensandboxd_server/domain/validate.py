@@ -79,8 +79,8 @@ def _spec(spec: SandboxSpec) -> Iterator[FieldViolation]:
     yield from _ports(spec.ports)
     if spec.network_policy:
         yield from _network_policy(spec.network_policy)
-    if spec.platform and not (spec.platform.os and spec.platform.arch):
-        yield FieldViolation("spec.platform", "needs both os and arch, such as linux and amd64")
+    if spec.platform and not (names.is_platform_part(spec.platform.os) and names.is_platform_part(spec.platform.arch)):
+        yield FieldViolation("spec.platform", "needs an os and an arch such as linux and amd64")
 
 
 def _image(image: ImageSource) -> Iterator[FieldViolation]:

@@ -7,6 +7,7 @@ It keeps the promises of domain.ports.SandboxDriver; what no engine would do by 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -89,7 +90,7 @@ class FakeDriver:
                     progress("IMAGE_PULLING", f"pulling {plan.image.uri}: 1 of 2 layers")
                 if step == "start":
                     self.backend.sandboxes[plan.id] = observation
-                    self._tell(Seen(observation))
+                    self._tell(Seen(observation, time.monotonic()))
                 await self._step(step)
         except BaseException:
             if self.backend.sandboxes.pop(plan.id, None):
@@ -177,14 +178,14 @@ class FakeDriver:
     def _change(self, id: str, *, state: SandboxState, reason: str, exit_code: int | None = None) -> None:
         observation = replace(self._find(id), state=state, reason=reason, exit_code=exit_code, state_time=_now())
         self.backend.sandboxes[id] = observation
-        self._tell(Seen(observation))
+        self._tell(Seen(observation, time.monotonic()))
 
     def _tell(self, event: DriverEvent) -> None:
         if not self._lost:
             self._events.put_nowait(event)
 
     def _listing(self) -> Relisted:
-        return Relisted(tuple(self.backend.sandboxes.values()), _now())
+        return Relisted(tuple(self.backend.sandboxes.values()), time.monotonic())
 
 
 class FakeBackend:

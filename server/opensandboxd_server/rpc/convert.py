@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -32,6 +32,9 @@ _MAX_DURATION = 315_576_000_000
 """Seconds: google.protobuf.Duration's own bound, which its Python class does not keep."""
 
 _MESSAGES_KEPT = 1024
+_MESSAGE_BYTES_KEPT = 8 * 1024
+_MAX_STATUS_MESSAGE = 1024
+"""Characters: it may be an engine's or a registry's text, and be of any length."""
 
 _MASK_ENTRY = re.compile(r"metadata\.(?:`(?P<quoted>[^`]+)`|(?P<plain>[^`.]+))")
 
@@ -205,7 +208,7 @@ def sandbox(sandbox: model.Sandbox) -> pb.Sandbox:
 
 
 class SandboxMessages:
-    """`sandbox`, made once for each value: sandboxes are read much more often than they change."""
+    """`sandbox`, made once for each value unless it is large: sandboxes are read much more often than they change."""
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[model.Sandbox, pb.Sandbox]] = {}
@@ -218,8 +221,13 @@ class SandboxMessages:
         if len(self._made) >= _MESSAGES_KEPT:
             self._made.clear()
         message = sandbox(value)
-        self._made[value.id] = value, message
+        if message.ByteSize() <= _MESSAGE_BYTES_KEPT:
+            self._made[value.id] = value, message
         return message
+
+    def size_of(self, value: model.Sandbox) -> int:
+        """Bytes on the wire."""
+        return self.of(value).ByteSize()
 
 
 def _fill_spec(message: pb.SandboxSpec, spec: model.SandboxSpec) -> None:
@@ -264,7 +272,7 @@ def _fill_volume(message: pb.Volume, volume: model.Volume) -> None:
 def _fill_status(message: pb.SandboxStatus, status: model.SandboxStatus) -> None:
     message.state = _STATES[status.state]
     message.reason = status.reason
-    message.message = status.message
+    message.message = status.message[:_MAX_STATUS_MESSAGE]
     message.last_transition_time.FromDatetime(status.last_transition_time)
     message.runtime.secure_runtime = status.runtime.secure_runtime
     message.runtime.isolation = _ISOLATIONS[status.runtime.isolation]
@@ -276,10 +284,12 @@ def _fill_status(message: pb.SandboxStatus, status: model.SandboxStatus) -> None
         message.exit_code = status.exit_code
 
 
-def watch_event(event: WatchEvent) -> service_pb.WatchSandboxesResponse:
+def watch_event(
+    event: WatchEvent, message_of: Callable[[model.Sandbox], pb.Sandbox] = sandbox
+) -> service_pb.WatchSandboxesResponse:
     message = service_pb.WatchSandboxesResponse(resource_version=event.resource_version)
     if event.sandbox:
-        getattr(message, event.kind.value).CopyFrom(sandbox(event.sandbox))
+        getattr(message, event.kind.value).CopyFrom(message_of(event.sandbox))
     else:
         message.bookmark.snapshot_end = event.kind is WatchKind.SNAPSHOT_END
     return message

@@ -88,9 +88,10 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unus
         method = handler_call_details.method
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
-            if handler is None or method.startswith(OPEN_SERVICES):
-                return handler
-            self._wrapped[method] = self._wrap(method, handler)
+            if handler is None:
+                return None
+            is_open = method.startswith(OPEN_SERVICES)
+            self._wrapped[method] = self._wrap_open(handler) if is_open else self._wrap(method, handler)
         return self._wrapped[method]
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
@@ -104,6 +105,21 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unus
         attribute, wrap, make = kinds[handler.request_streaming, handler.response_streaming]
         behaviour = wrap(method, getattr(handler, attribute))
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    def _wrap_open(self, handler: Handler) -> Handler:
+        """Neither key nor log line; but Health.Watch ends with the server, or probes would hold it open to the last."""
+        if handler.request_streaming or not handler.response_streaming:
+            return handler
+        watch = handler.unary_stream
+
+        async def call(request: Any, context: Context) -> None:
+            try:
+                with self._calls:
+                    await watch(request, context)
+            except BackendUnavailable as error:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
+
+        return grpc.unary_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
     def _unary(self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
         long = _name(method).startswith(_LONG)

@@ -30,7 +30,9 @@ class SandboxServicer(pb_grpc.SandboxServiceServicer):
         return pb.GetSandboxResponse(sandbox=self._messages.of(self._sandboxes.get(request.id)))
 
     async def ListSandboxes(self, request: pb.ListSandboxesRequest, context: Context) -> pb.ListSandboxesResponse:
-        page = self._following.list(convert.list_filter(request), request.page_size, request.page_token)
+        page = self._following.list(
+            convert.list_filter(request), request.page_size, request.page_token, self._messages.size_of
+        )
         sandboxes = [self._messages.of(sandbox) for sandbox in page.sandboxes]
         return pb.ListSandboxesResponse(sandboxes=sandboxes, next_page_token=page.next_token)
 
@@ -63,7 +65,7 @@ class SandboxServicer(pb_grpc.SandboxServiceServicer):
         self, request: pb.WatchSandboxesRequest, context: Context
     ) -> AsyncIterator[pb.WatchSandboxesResponse]:
         async for event in self._following.watch(convert.watch_filter(request), request.resource_version):
-            yield convert.watch_event(event)
+            yield convert.watch_event(event, self._messages.of)
 
     async def GetEndpoint(self, request: pb.GetEndpointRequest, context: Context) -> pb.GetEndpointResponse:
         return convert.endpoint(await self._sandboxes.endpoint(request.id, request.port, internal=request.internal))

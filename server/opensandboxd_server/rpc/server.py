@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ SERVICES = (
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _REFLECTION_V1ALPHA = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+_TELLING = 0.05
+"""Seconds that those who watch the server's health are given to be told that it ends."""
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """gRPC's own default for what a client receives: nothing that this server sends is larger."""
@@ -96,6 +100,7 @@ class RpcServer:
     async def begin_shutdown(self) -> None:
         """NOT_SERVING from now on; long calls end with UNAVAILABLE SHUTTING_DOWN."""
         await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(_TELLING)
         self._calls.end()
 
     async def stop(self, grace: float) -> None:

@@ -45,12 +45,15 @@ _FAILURE_REASONS = {
 _INTERRUPTED = "the server ended while the sandbox was being created; create it again"
 
 
+MAX_FAILURES = 1000
+"""Failed creations kept to be read, at most: the oldest make room."""
+
+
 @dataclass(eq=False)
 class Creation:
     """One creation at work. Callers join it; the last one to leave ends it, unless it was detached (ACCEPTED)."""
 
     plan: SandboxPlan
-    request_id: str
     detached: bool
     task: asyncio.Task[Sandbox] = field(init=False)
     waiters: int = 0
@@ -127,19 +130,19 @@ class Creations:
             sandbox = self._index.get(record.sandbox_id)
             if sandbox:
                 return sandbox
-            await self.forget(record.sandbox_id)
+            await self._forget(record.sandbox_id)
         return None
 
     def _begin(self, plan: SandboxPlan, request: CreateRequest) -> Creation:
         if self._closing:
             raise shutting_down()
-        if self._limit and len(self._index) >= self._limit:
+        if self._limit and len(self._index) - len(self._failures) >= self._limit:
             raise ResourceExhausted(
                 "SANDBOX_LIMIT",
                 f"this server takes {self._limit} sandboxes at most ([server] max_sandboxes); delete some, or retry",
                 subject="max_sandboxes",
             )
-        creation = Creation(plan, request.request_id, request.return_when is ReturnWhen.ACCEPTED)
+        creation = Creation(plan, request.return_when is ReturnWhen.ACCEPTED)
         record = RequestRecord(request.request_id, plan.id, body_hash(request)) if request.request_id else None
         if record:
             self._remember(record)
@@ -177,11 +180,14 @@ class Creations:
         finally:
             del self._running[plan.id]
         self._index.observe(observation)
+        sandbox = self._index.get(plan.id) or _pending(plan)
         if creation.detached:
             self._tasks.begin(self._store.drop_failure(plan.id))
+        if self._index.is_gone(plan.id):
+            await self.lost(plan.id)
         took = (self._clock.now() - began).total_seconds()
         log.info("sandbox created", sandbox_id=plan.id, image=plan.image.uri, duration_ms=round(took * 1000, 1))
-        return self._index.get(plan.id) or _pending(plan)
+        return sandbox
 
     async def _failed(self, creation: Creation, why: SandboxError) -> None:
         """The driver has left nothing; leave nothing here either, but what an ACCEPTED caller comes back to read."""
@@ -193,8 +199,7 @@ class Creations:
             observation = _observation(creation.plan, SandboxState.FAILED, reason, message)
             await self._keep_failure(replace(observation, state_time=self._clock.now()))
             return
-        self._index.remove(id, creation.end_reason, why.message)
-        await self.forget(id)
+        await self.drop(id, creation.end_reason, why.message)
 
     def _progress(self, plan: SandboxPlan, reason: str, message: str) -> None:
         self._index.observe(_observation(plan, SandboxState.PENDING, reason, message))
@@ -221,7 +226,17 @@ class Creations:
         now = self._clock.now()
         return [id for id, failure in self._failures.items() if failure.keep_until <= now]
 
-    async def forget(self, id: str) -> None:
+    async def lost(self, id: str) -> None:
+        """The backend has the sandbox no more, and it was not this server that removed it."""
+        log.warning("sandbox removed behind the server's back", sandbox_id=id)
+        await self.drop(id, "REMOVED_EXTERNALLY", "somebody removed it behind the server's back")
+
+    async def drop(self, id: str, reason: str, message: str = "") -> None:
+        """The sandbox is no more, for `reason`: watches are told, and nothing of it is remembered."""
+        self._index.remove(id, reason, message)
+        await self._forget(id)
+
+    async def _forget(self, id: str) -> None:
         """Drops what is remembered of a sandbox that is no more, here and in the store. Rows that the store does not
         drop now are swept at the next start: they are no reason to say that the sandbox is still there."""
         self._failures.pop(id, None)
@@ -256,6 +271,12 @@ class Creations:
         """Refuses new creations; those at work go on."""
         self._closing = True
 
+    async def finish(self, timeout: float) -> None:
+        """Waits until the creations at work are done, at most so many seconds."""
+        running = [creation.task for creation in self._running.values()]
+        if running and timeout > 0:
+            await asyncio.wait(running, timeout=timeout)
+
     async def close(self) -> None:
         """Rolls back the creations still at work; returns when nothing of them is left."""
         running = list(self._running.values())
@@ -275,6 +296,8 @@ class Creations:
         failure = FailureRecord(observation, self._clock.now() + self._failure_ttl)
         self._failures[observation.id] = failure
         self._index.observe(observation)
+        while len(self._failures) > MAX_FAILURES:
+            await self.drop(next(iter(self._failures)), "EXPIRED")
         await self._store.put_failure(failure)
 
     def _interrupted(self, plan: SandboxPlan) -> FailureRecord:

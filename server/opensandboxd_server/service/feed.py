@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from opensandboxd_server.domain.errors import SandboxError
+from opensandboxd_server.domain.errors import SandboxError, StartupError
 from opensandboxd_server.domain.model import SandboxState
 from opensandboxd_server.domain.ports import (
     DriverEvent,
@@ -77,9 +77,9 @@ class Feed:
 
     async def _take(self, event: DriverEvent) -> None:
         match event:
-            case Seen(sandbox):
+            case Seen(sandbox, began):
                 if sandbox.state is not SandboxState.PENDING:
-                    self._index.observe(sandbox)
+                    self._index.observe(sandbox, began)
             case Gone(id):
                 await self._take_gone(id)
             case Lost(message):
@@ -92,18 +92,18 @@ class Feed:
     async def _take_gone(self, id: str) -> None:
         """A removal of our own is told by the verb that did it; a creation's own clean-up by the creation, whose
         failure is kept."""
-        sandbox = self._index.get(id)
-        if not sandbox or sandbox.status.state is SandboxState.STOPPING:
+        entry = self._index.entry(id)
+        if not entry or self._creations.is_failure(id):
             return
-        if self._creations.is_running(id) or self._creations.is_failure(id):
+        if entry.transition or self._creations.is_running(id):
+            self._index.mark_gone(id)
             return
-        log.warning("sandbox removed behind the server's back", sandbox_id=id)
-        await self._drop(id)
+        await self._creations.lost(id)
 
     async def _take_relisted(self, relisted: Relisted) -> None:
         for observation in relisted.sandboxes:
             if observation.state is not SandboxState.PENDING:
-                self._index.observe(observation)
+                self._index.observe(observation, relisted.began)
             elif self._is_left_over(observation.id):
                 self._tasks.begin(self._sweep(observation.id))
         alive = {o.id for o in relisted.sandboxes if o.state is not SandboxState.PENDING}
@@ -121,18 +121,21 @@ class Feed:
         return self._creations.is_failure(id) or (id not in self._index and not self._creations.is_running(id))
 
     async def _restore(self, alive: set[str]) -> None:
+        """StartupError when the store cannot be read."""
+        try:
+            await self._take_up_store(alive)
+        except Exception as exc:
+            raise StartupError(f"what the store holds cannot be read: {exc}; restore it, or move it away") from exc
+
+    async def _take_up_store(self, alive: set[str]) -> None:
         unknown = await self._creations.restore(alive)
         for record in await self._store.load_records():
-            if record.id in alive:
+            if record.id in alive or self._creations.is_failure(record.id):
                 self._index.set_record(record)
             else:
                 unknown.add(record.id)
         await self._store.forget(sorted(unknown))
         log.info("sandboxes found", count=len(self._index))
-
-    async def _drop(self, id: str) -> None:
-        self._index.remove(id, "REMOVED_EXTERNALLY", "the backend has it no more, and this server did not remove it")
-        await self._creations.forget(id)
 
     async def _sweep(self, id: str) -> None:
         """Removes what an interrupted creation left."""

@@ -7,7 +7,7 @@ import base64
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
@@ -19,8 +19,8 @@ from opensandboxd_server.service.index import Change, SandboxIndex
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
-MAX_PAGE_TEXT = 2 * 1024 * 1024
-"""Characters of callers' text on one page: half of what a gRPC client receives by default."""
+MAX_PAGE_BYTES = 2 * 1024 * 1024
+"""Of the sandboxes on one page: half of what a gRPC client receives by default."""
 
 _MAX_TOKEN = 512
 """Characters: more than any token of ours has. What reads them has limits that are not for callers to find."""
@@ -85,17 +85,18 @@ class Following:
     def __init__(self, index: SandboxIndex) -> None:
         self._index = index
 
-    def list(self, filter: Filter, page_size: int, page_token: str) -> Page:
-        """One page, oldest first. InvalidArgument for a negative size, or a token that is not of this listing."""
+    def list(self, filter: Filter, page_size: int, page_token: str, size_of: Callable[[Sandbox], int]) -> Page:
+        """One page, oldest first; `size_of` tells how many bytes of it a sandbox takes. InvalidArgument for a negative
+        `page_size`, or a token that is not of this listing."""
         if page_size < 0:
             raise InvalidArgument.of("page_size", "must not be negative; 0 is the default of 100")
         size = min(page_size or DEFAULT_PAGE, MAX_PAGE)
         page: list[Sandbox] = []
-        room = MAX_PAGE_TEXT
+        room = MAX_PAGE_BYTES
         for sandbox in self._index.sandboxes(_decode_token(page_token, filter) if page_token else None):
             if not filter.matches(sandbox):
                 continue
-            room -= _text(sandbox)
+            room -= size_of(sandbox)
             if len(page) == size or (page and room < 0):
                 return Page(tuple(page), _encode_token(page[-1], filter))
             page.append(sandbox)
@@ -182,12 +183,6 @@ class Following:
                 subject="resource_version",
             )
         return int(position)
-
-
-def _text(sandbox: Sandbox) -> int:
-    """How many characters the caller's own text takes, roughly: what makes a sandbox's message large."""
-    texts = (sandbox.spec.entrypoint, sandbox.spec.env, sandbox.spec.env.values(), sandbox.metadata)
-    return 512 + sum(len(text) for part in texts for text in part)
 
 
 def _event(change: Change, filter: Filter) -> tuple[WatchKind, Sandbox] | None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import bisect
 import heapq
+import math
 import secrets
+import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +21,9 @@ from opensandboxd_server.domain.model import Sandbox, SandboxState, SandboxStatu
 from opensandboxd_server.domain.ports import Clock, Observation, SandboxRecord
 
 HISTORY = 8192
-"""Changes kept for watches to resume from."""
+"""Changes kept for watches to resume from, at most."""
+HISTORY_WEIGHT = 32 * 1024 * 1024
+"""What the sandboxes of the changes kept may weigh: they outlive those that are deleted."""
 
 _TOMBSTONES = 4096
 
@@ -34,12 +38,15 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """`seen_at` is when the observation was taken in."""
+    """Times are of `time.monotonic()`: `seen_at` when the observation was taken in, `settled_at` when the last verb of
+    ours ended, `gone` whether the backend has told, while a verb was at work, that it has it no more."""
 
     observation: Observation
     record: SandboxRecord | None
     transition: Transition | None
-    seen_at: datetime
+    seen_at: float
+    settled_at: float
+    gone: bool
     sandbox: Sandbox
 
 
@@ -61,6 +68,7 @@ class SandboxIndex:
         self._expiries: list[tuple[datetime, str]] = []
         self._tombstones: OrderedDict[str, None] = OrderedDict()
         self._history: deque[Change] = deque(maxlen=HISTORY)
+        self._history_weight = 0
         self._tick = asyncio.Event()
         self.epoch = secrets.token_hex(4)
         self.version = 0
@@ -89,16 +97,29 @@ class SandboxIndex:
 
     # What changes it
 
-    def observe(self, observation: Observation) -> None:
-        """Takes in what the backend has. What has ended does not come back, and what is gone stays gone."""
+    def observe(self, observation: Observation, began: float = math.inf) -> None:
+        """Takes in what the backend had when it was asked, at `began` of `time.monotonic()`; by default, now. What has
+        ended does not come back, what is gone stays gone, what was seen before a verb of ours ended is not news."""
         entry = self._entries.get(observation.id)
-        if observation.id in self._tombstones or (entry and not _is_news(entry.observation, observation)):
+        if observation.id in self._tombstones:
+            return
+        if entry and (_is_stale(entry, observation, began) or not _is_news(entry.observation, observation)):
             return
         self._put(
             observation,
             entry.record if entry else None,
             entry.transition if entry else None,
         )
+
+    def mark_gone(self, id: str) -> None:
+        """The backend has it no more, and a verb or a creation of ours is at work on it: theirs to tell what became."""
+        if entry := self._entries.get(id):
+            self._entries[id] = replace(entry, gone=True)
+
+    def is_gone(self, id: str) -> bool:
+        """Whether `mark_gone` was told of a sandbox that is still here."""
+        entry = self._entries.get(id)
+        return entry is not None and entry.gone
 
     def set_record(self, record: SandboxRecord) -> None:
         if entry := self._entries.get(record.id):
@@ -152,10 +173,6 @@ class SandboxIndex:
         """Returns at the next change."""
         await self._tick.wait()
 
-    def next_expiry(self) -> datetime | None:
-        """A time before which no sandbox expires; None when none ever does."""
-        return self._expiries[0][0] if self._expiries else None
-
     def pop_expired(self, now: datetime) -> list[Sandbox]:
         """The sandboxes whose time has come, each once; `push_expiry` to be told of one again."""
         expired = []
@@ -174,7 +191,17 @@ class SandboxIndex:
     def _put(self, observation: Observation, record: SandboxRecord | None, transition: Transition | None) -> None:
         before = self._entries.get(observation.id)
         sandbox = _compose(observation, record, transition)
-        self._entries[observation.id] = Entry(observation, record, transition, self._clock.now(), sandbox)
+        now = time.monotonic()
+        ended = before is not None and before.transition is not None and transition is None
+        self._entries[observation.id] = Entry(
+            observation,
+            record,
+            transition,
+            seen_at=before.seen_at if before and before.observation is observation else now,
+            settled_at=now if ended or not before else before.settled_at,
+            gone=before.gone if before else False,
+            sandbox=sandbox,
+        )
         if before and before.sandbox == sandbox:
             return
         if not before:
@@ -183,11 +210,24 @@ class SandboxIndex:
             self.push_expiry(sandbox.expire_time, sandbox.id)
         self._record_change(before.sandbox if before else None, sandbox, sandbox)
 
+    def _forget_oldest_change(self) -> None:
+        self._history_weight -= self._history.popleft().last.weight
+
     def _record_change(self, before: Sandbox | None, after: Sandbox | None, last: Sandbox) -> None:
         self.version += 1
+        if len(self._history) == HISTORY:
+            self._forget_oldest_change()
         self._history.append(Change(self.version, before, after, last))
+        self._history_weight += last.weight
+        while self._history_weight > HISTORY_WEIGHT:
+            self._forget_oldest_change()
         self._tick.set()
         self._tick = asyncio.Event()
+
+
+def _is_stale(known: Entry, new: Observation, began: float) -> bool:
+    """Whether the backend was asked before a verb of ours ended. An end is never stale: no verb undoes it."""
+    return began < known.settled_at and not new.state.final
 
 
 def _is_news(known: Observation, new: Observation) -> bool:
@@ -208,6 +248,8 @@ def _compose(observation: Observation, record: SandboxRecord | None, transition:
         message=observation.message,
         exit_code=observation.exit_code,
     )
+    if not transition and record and record.claimed and not observation.state.final:
+        transition = Transition(SandboxState.STOPPING, observation.state_time)
     if transition:
         status = replace(
             status, state=transition.state, last_transition_time=transition.since, reason="", message="", exit_code=None

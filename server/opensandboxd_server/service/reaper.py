@@ -19,7 +19,7 @@ TICK = 0.25
 """Seconds between looks at the clock: what a sandbox may outlive its expiry by, before its removal begins."""
 
 _RETRY = timedelta(seconds=1)
-_AT_ONCE = 8
+_AT_ONCE = 16
 
 
 class Reaper:
@@ -44,17 +44,26 @@ class Reaper:
 
     async def _run(self) -> None:
         while True:
-            for sandbox in self._index.pop_expired(self._clock.now()):
-                self._tasks.begin(self._reap(sandbox.id))
-            for id in self._creations.due_failures():
-                self._tasks.begin(self._sandboxes.forget_failure(id))
+            try:
+                self._look()
+            except Exception:
+                log.exception("the reaper stumbled; it goes on")
             await asyncio.sleep(TICK)
 
+    def _look(self) -> None:
+        for sandbox in self._index.pop_expired(self._clock.now()):
+            self._tasks.begin(self._reap(sandbox.id))
+        for id in self._creations.due_failures():
+            self._tasks.begin(self._sandboxes.forget_failure(id))
+
     async def _reap(self, id: str) -> None:
-        async with self._turn:
-            try:
-                if await self._sandboxes.expire(id):
+        """Claims at once, then waits for its turn to remove: the claim keeps renewals out meanwhile."""
+        try:
+            if not await self._sandboxes.claim_expired(id):
+                return
+            async with self._turn:
+                if await self._sandboxes.remove_expired(id):
                     log.info("sandbox expired", sandbox_id=id)
-            except Exception as exc:  # noqa: BLE001 - whatever it was, the sandbox must go in the end
-                log.warning("expired sandbox not removed; will try again", sandbox_id=id, error=str(exc))
-                self._index.push_expiry(self._clock.now() + _RETRY, id)
+        except Exception as exc:  # noqa: BLE001 - whatever it was, the sandbox must go in the end
+            log.warning("expired sandbox not removed; will try again", sandbox_id=id, error=str(exc))
+            self._index.push_expiry(self._clock.now() + _RETRY, id)

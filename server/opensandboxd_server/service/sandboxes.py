@@ -100,7 +100,7 @@ class Sandboxes:
                 raise FailedPrecondition(
                     "INVALID_STATE", f"sandbox {id} was never created; it cannot be changed", subject=id
                 )
-            if self._is_claimed(id):
+            if self._has_struck(sandbox):
                 raise _struck(id)
             record = apply(sandbox)
             if await self._store.compare_and_set(record, sandbox.revision):
@@ -142,9 +142,9 @@ class Sandboxes:
             try:
                 await verb.act(id)
             except BaseException:
-                self._index.end(id)
+                await self._end(id)
                 raise
-            self._index.end(id, verb.done)
+            await self._end(id, verb.done)
             log.info(f"sandbox {verb.name}", sandbox_id=id)
             return self.get(id)
 
@@ -159,26 +159,41 @@ class Sandboxes:
             _check_etag(sandbox, etag)
             await self._creations.abandon(id, "DELETED")
         async with self._turn(id):
-            gone = id not in self._index
-            if not gone:
+            current = self._index.get(id)
+            if current:
+                _check_etag(current, etag)
                 await self._remove(id, "DELETED")
-        if gone and not sandbox and not allow_missing:
+        if not current and not sandbox and not allow_missing:
             raise NotFound(id)
         if sandbox:
             log.info("sandbox deleted", sandbox_id=id)
 
-    async def expire(self, id: str) -> bool:
-        """Removes the sandbox if its expiry has struck: says whether it did. The claim is a compare-and-set against the
-        revision that was looked at, so that a renewal either comes before it or is refused."""
+    async def claim_expired(self, id: str) -> bool:
+        """Whether the sandbox's expiry has struck; then it is STOPPING, and nothing keeps it any more. The claim is a
+        compare-and-set against the revision that was looked at: a renewal either comes before it or is refused."""
         sandbox = self._index.get(id)
-        if not sandbox or not sandbox.expire_time or sandbox.expire_time > self._clock.now():
+        if not sandbox or self._creations.is_failure(id) or not self._has_struck(sandbox):
             return False
-        if not self._creations.is_failure(id) and not self._is_claimed(id):
-            claim = SandboxRecord(id, sandbox.revision + 1, sandbox.metadata, sandbox.expire_time, claimed=True)
-            if not await self._store.compare_and_set(claim, sandbox.revision):
-                await self._reread(sandbox)
-                return await self.expire(id)
-            self._index.set_record(claim)
+        claim = SandboxRecord(id, sandbox.revision + 1, sandbox.metadata, sandbox.expire_time, claimed=True)
+        if await self._is_claimed_by_us(claim):
+            return True
+        await self._reread(sandbox)
+        return await self.claim_expired(id)
+
+    async def _is_claimed_by_us(self, claim: SandboxRecord) -> bool:
+        entry = self._index.entry(claim.id)
+        if entry and entry.record and entry.record.claimed:
+            return True
+        try:
+            if not await self._store.compare_and_set(claim, claim.revision - 1):
+                return False
+        except Exception as exc:  # noqa: BLE001 - a store that fails is no reason to outlive one's time
+            log.warning("expiry not stored; the sandbox is removed all the same", sandbox_id=claim.id, error=str(exc))
+        self._index.set_record(claim)
+        return True
+
+    async def remove_expired(self, id: str) -> bool:
+        """Removes a sandbox that was claimed; says whether it was still there."""
         await self._creations.abandon(id, "EXPIRED")
         async with self._turn(id):
             if id not in self._index:
@@ -189,7 +204,7 @@ class Sandboxes:
     async def forget_failure(self, id: str) -> None:
         """Drops a failed creation that was kept to be read."""
         async with self._turn(id):
-            await self._forget(id, "EXPIRED")
+            await self._creations.drop(id, "EXPIRED")
 
     async def drain(self) -> None:
         """Returns when no verb is at work any more."""
@@ -203,17 +218,23 @@ class Sandboxes:
             try:
                 await self._driver.delete(id)
             except BaseException:
-                self._index.end(id)
-                raise
-        await self._forget(id, reason)
+                if not self._index.is_gone(id):  # the reply was lost, not the removal
+                    self._index.end(id)
+                    raise
+        await self._creations.drop(id, reason)
 
-    async def _forget(self, id: str, reason: str) -> None:
-        self._index.remove(id, reason)
-        await self._creations.forget(id)
+    async def _end(self, id: str, state: SandboxState | None = None) -> None:
+        """The verb is done: the sandbox is in `state`, or as it was observed; or the backend has lost it meanwhile."""
+        if self._index.is_gone(id):
+            await self._creations.lost(id)
+        else:
+            self._index.end(id, state)
 
-    def _is_claimed(self, id: str) -> bool:
-        entry = self._index.entry(id)
-        return bool(entry and entry.record and entry.record.claimed)
+    def _has_struck(self, sandbox: Sandbox) -> bool:
+        """Whether the sandbox is past its expiry: nothing may keep it any more."""
+        entry = self._index.entry(sandbox.id)
+        claimed = entry is not None and entry.record is not None and entry.record.claimed
+        return claimed or (sandbox.expire_time is not None and sandbox.expire_time <= self._clock.now())
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from opensandboxd_server.settings.types import (
 
 EVERY_INTERFACE = "0.0.0.0"  # noqa: S104 - the documented default of a server that authenticates
 LOOPBACK = "127.0.0.1"
+TEN_YEARS = 10 * 365 * 86_400
 
 VARIABLES = {
     "server.api_key": "OPENSANDBOX_SERVER_API_KEY",
@@ -337,7 +338,7 @@ class Settings(BaseSettings):
     renew_intent: RenewIntentSettings = RenewIntentSettings()
 
     insecure_acknowledged: bool = False
-    pending_failure_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 3600.0
+    pending_failure_ttl: Annotated[float, Field(ge=0, le=TEN_YEARS, allow_inf_nan=False, strict=False)] = 3600.0
     docker_host: str = ""
     ignored_keys: tuple[str, ...] = ()
 

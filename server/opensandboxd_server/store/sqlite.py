@@ -1,38 +1,45 @@
 """The store on SQLite: one file, one writer thread, write-ahead log.
 
 A row that was acknowledged survives the end of the process at any moment. `synchronous=NORMAL` may lose the last
-commits when the machine itself loses power; the containers they speak of are then gone as well.
+commits when the machine itself loses power; no container runs on after that. Times are microseconds since 1970.
+
+The file next to it, named like it with ".lock", is locked while the store is open: two servers on one store would
+take each other's work for left-overs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from opensandboxd_server.domain.errors import StartupError
+from opensandboxd_server.domain.errors import BackendUnavailable, StartupError
 from opensandboxd_server.domain.ports import FailureRecord, Observation, RequestRecord, SandboxRecord
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
-  id TEXT PRIMARY KEY, revision INTEGER NOT NULL, metadata TEXT NOT NULL, expire_time REAL, claimed INTEGER NOT NULL
+  id TEXT PRIMARY KEY, revision INTEGER NOT NULL, metadata TEXT NOT NULL, expire_time INTEGER, claimed INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS requests (
   request_id TEXT PRIMARY KEY, sandbox_id TEXT NOT NULL, body_hash TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS requests_by_sandbox ON requests (sandbox_id);
 CREATE TABLE IF NOT EXISTS failures (
-  id TEXT PRIMARY KEY, observation TEXT NOT NULL, keep_until REAL NOT NULL
+  id TEXT PRIMARY KEY, observation TEXT NOT NULL, keep_until INTEGER NOT NULL
 ) STRICT;
 """
 _OBSERVATION = TypeAdapter(Observation)
@@ -45,36 +52,43 @@ class SqliteStore:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._db: sqlite3.Connection
+        self._lock: int
 
     async def open(self) -> None:
         """StartupError when the file cannot be used."""
         try:
             await self._run(self._open)
-        except (OSError, sqlite3.Error) as exc:
+        except (OSError, BackendUnavailable) as exc:
             raise StartupError(f"[store] path {self._path} cannot be used: {exc}") from exc
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._path.touch(mode=0o600)
-        self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(
-                f"it was written by a newer opensandboxd (schema {version}, this one knows {SCHEMA_VERSION})"
-            )
-        self._db.executescript(_SCHEMA)
-        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._lock = _locked(self._path)
+        try:
+            self._path.touch(mode=0o600)
+            self._db = _connected(self._path)
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     async def close(self) -> None:
-        await self._run(self._db.close)
+        await self._run(self._close)
         self._thread.shutdown()
+
+    def _close(self) -> None:
+        self._db.close()
+        os.close(self._lock)
 
     async def load_records(self) -> list[SandboxRecord]:
         rows = await self._query("SELECT id, revision, metadata, expire_time, claimed FROM records")
         return [
-            SandboxRecord(id, revision, json.loads(metadata), _time(expire_time), bool(claimed))
+            SandboxRecord(
+                id,
+                revision,
+                json.loads(metadata),
+                _time(expire_time) if expire_time is not None else None,
+                bool(claimed),
+            )
             for id, revision, metadata, expire_time, claimed in rows
         ]
 
@@ -83,7 +97,7 @@ class SqliteStore:
 
     def _compare_and_set(self, record: SandboxRecord, expected_revision: int) -> bool:
         """The WHERE of either branch is the comparison: no row is written unless it holds."""
-        expire_time = record.expire_time.timestamp() if record.expire_time else None
+        expire_time = _microseconds(record.expire_time) if record.expire_time else None
         values = (record.revision, json.dumps(dict(record.metadata)), expire_time, record.claimed, record.id)
         if expected_revision:
             statement = (
@@ -109,14 +123,11 @@ class SqliteStore:
 
     async def load_failures(self) -> list[FailureRecord]:
         rows = await self._query("SELECT observation, keep_until FROM failures")
-        return [
-            FailureRecord(_OBSERVATION.validate_json(text), datetime.fromtimestamp(keep_until, UTC))
-            for text, keep_until in rows
-        ]
+        return [FailureRecord(_OBSERVATION.validate_json(text), _time(keep_until)) for text, keep_until in rows]
 
     async def put_failure(self, record: FailureRecord) -> None:
         text = _OBSERVATION.dump_json(record.observation).decode()
-        values = (record.observation.id, text, record.keep_until.timestamp())
+        values = (record.observation.id, text, _microseconds(record.keep_until))
         await self._query("INSERT OR REPLACE INTO failures (id, observation, keep_until) VALUES (?, ?, ?)", values)
 
     async def drop_failure(self, id: str) -> None:
@@ -137,8 +148,49 @@ class SqliteStore:
         return await self._run(lambda: self._db.execute(statement, values).fetchall())
 
     async def _run(self, call: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+        """BackendUnavailable STORE_UNAVAILABLE when the file cannot be read or written, as when its disk is full."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+        except sqlite3.Error as exc:
+            message = f"the store {self._path} failed: {exc}; see that its disk has room and the file is sound"
+            raise BackendUnavailable(message, reason="STORE_UNAVAILABLE") from exc
 
 
-def _time(timestamp: float | None) -> datetime | None:
-    return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC)
+def _locked(store: Path) -> int:
+    """The descriptor of the store's lock file: the lock goes with it, and with the process."""
+    lock = os.open(store.with_name(f"{store.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StartupError(
+            f"another opensandboxd uses the store {store}; stop it, or give this one a [store] path of its own"
+        ) from None
+    return lock
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(
+                f"it was written by a newer opensandboxd (schema {version}, this one knows {SCHEMA_VERSION})"
+            )
+        db.executescript(_SCHEMA)
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _microseconds(time: datetime) -> int:
+    """Whole: a REAL would round, and the last time there is would become one that there is not."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def _time(microseconds: int) -> datetime:
+    return _EPOCH + microseconds * _MICROSECOND

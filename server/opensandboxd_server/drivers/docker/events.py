@@ -72,7 +72,7 @@ class EngineEvents:
                     yield event
 
     async def _list(self) -> Relisted:
-        began = datetime.now(UTC)
+        began = time.monotonic()
         containers = await self._api.list_containers(self._label)
         seen = await asyncio.gather(*(self._observe_listed(container) for container in containers))
         return Relisted(tuple(sandbox for sandbox in seen if sandbox), began)
@@ -95,8 +95,9 @@ class EngineEvents:
             id = event["Actor"]["Attributes"].get(ID)
             return Gone(id) if id else None
         at = datetime.fromtimestamp(event["timeNano"] / 1e9, UTC) if event["Action"] in _SWITCHES else None
+        began = time.monotonic()
         sandbox = await self._inspect(event["Actor"]["ID"], at)
-        return Seen(sandbox) if sandbox else None
+        return Seen(sandbox, began) if sandbox else None
 
     async def _inspect(self, container_id: str, switched_at: datetime | None = None) -> Observation | None:
         """None when it is gone, or going: a destroy event follows."""
