@@ -179,7 +179,7 @@ class Sandbox(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the sandbox will be deleted. Absent: it stays until DeleteSandbox."""
+        """When the sandbox will be deleted: its removal begins within a second of it. Absent: it stays until DeleteSandbox."""
 
     def __init__(
         self,

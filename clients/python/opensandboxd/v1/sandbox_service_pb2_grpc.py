@@ -40,7 +40,8 @@ class SandboxServiceStub(object):
     UNIMPLEMENTED      UNSUPPORTED_BY_DRIVER, NOT_SERVED (see GetRuntimeInfoResponse.capabilities)
     RESOURCE_EXHAUSTED BACKEND_EXHAUSTED, TOO_MANY_STREAMS
     INTERNAL           BACKEND_ERROR, INTERNAL
-    and with the reasons named at each RPC. Reads are answered from the server's index, also while the backend is away.
+    and with the reasons named at each RPC. Get, List, Wait and Watch are
+    answered from the server's index, also while the backend is away.
     """
 
     def __init__(self, channel):
@@ -126,14 +127,16 @@ class SandboxServiceServicer(object):
     UNIMPLEMENTED      UNSUPPORTED_BY_DRIVER, NOT_SERVED (see GetRuntimeInfoResponse.capabilities)
     RESOURCE_EXHAUSTED BACKEND_EXHAUSTED, TOO_MANY_STREAMS
     INTERNAL           BACKEND_ERROR, INTERNAL
-    and with the reasons named at each RPC. Reads are answered from the server's index, also while the backend is away.
+    and with the reasons named at each RPC. Get, List, Wait and Watch are
+    answered from the server's index, also while the backend is away.
     """
 
     def CreateSandbox(self, request, context):
         """Creates a sandbox and starts it.
 
         Idempotent when `request_id` is set: the same body gets the same sandbox. All or nothing: an error, or a caller that
-        hangs up or runs out of its deadline, leaves nothing behind. With return_when ACCEPTED the reply comes before the
+        hangs up or runs out of its deadline before the sandbox runs, leaves nothing behind. What no reply can tell, as when
+        the server is killed or the deadline strikes while the reply is under way, a retry with the same `request_id` does. With return_when ACCEPTED the reply comes before the
         work, and a failure is told by the sandbox itself: it becomes FAILED and can be read for PENDING_FAILURE_TTL
         (an hour unless configured), then it is swept.
 
@@ -212,7 +215,7 @@ class SandboxServiceServicer(object):
         """Streams every change: first an `added` for each sandbox there is and a bookmark with snapshot_end, then changes as
         they happen, and a bookmark at least every 30 s of silence. With `resource_version` it goes on from there instead,
         missing nothing. FAILED_PRECONDITION RESOURCE_VERSION_EXPIRED when that is too old, or of an earlier run of
-        the server: start again without. RESOURCE_EXHAUSTED WATCH_TOO_SLOW when the caller reads too slowly: resume.
+        the server: start again without. RESOURCE_EXHAUSTED WATCH_TOO_SLOW when the caller reads too slowly: start again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -320,7 +323,8 @@ class SandboxService(object):
     UNIMPLEMENTED      UNSUPPORTED_BY_DRIVER, NOT_SERVED (see GetRuntimeInfoResponse.capabilities)
     RESOURCE_EXHAUSTED BACKEND_EXHAUSTED, TOO_MANY_STREAMS
     INTERNAL           BACKEND_ERROR, INTERNAL
-    and with the reasons named at each RPC. Reads are answered from the server's index, also while the backend is away.
+    and with the reasons named at each RPC. Get, List, Wait and Watch are
+    answered from the server's index, also while the backend is away.
     """
 
     @staticmethod
