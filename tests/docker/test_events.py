@@ -213,3 +213,40 @@ async def test_an_engine_that_hangs_is_lost(private_engine: tuple[PrivateEngine,
         with daemon.hanging():
             await heard.until(lambda event: isinstance(event, Lost), within=10)
         await heard.relisted()
+
+
+async def test_a_copy_of_a_sandboxs_labels_is_not_the_sandbox(engine: Engine, started: Start) -> None:
+    options = engine.options()
+    driver: DockerDriver = await started(options)
+    plan = plan_for(options)
+    async with hearing(driver) as heard:
+        await heard.relisted()
+        await driver.create(plan, unheard)
+        await heard.state(plan.id, SandboxState.RUNNING)
+        copy = create_body(plan, options) | {"Entrypoint": ["false"]}
+        name = f"copy-of-{plan.id}"
+        await driver._api.create_container(name, copy)
+        await driver._api.start_container(name)
+        await driver._api.wait_container(name, timeout=10)
+        await driver._api.remove_container(name)
+        await driver.pause(plan.id)
+
+        told = [await heard.until(lambda event: True)]
+    assert [(type(event), event.sandbox.state) for event in told] == [(Seen, SandboxState.PAUSED)]
+
+
+@pytest.mark.parametrize("label", ["opensandbox.io/create-time", "opensandbox.io/spec", "opensandbox.io/runtime"])
+async def test_a_container_with_odd_labels_is_no_sandbox_and_hides_none(
+    engine: Engine, started: Start, label: str
+) -> None:
+    options = engine.options()
+    driver: DockerDriver = await started(options)
+    odd, plan = plan_for(options), plan_for(options)
+    body = create_body(odd, options)
+    body["Labels"][label] = "2026-01-01T00:00:00"
+    await driver._api.create_container(odd.id, body)
+    await driver._api.start_container(odd.id)
+    async with hearing(driver) as heard:
+        assert await heard.relisted() == {}
+        await driver.create(plan, unheard)
+        await heard.state(plan.id, SandboxState.RUNNING)

@@ -84,6 +84,7 @@ class DockerApi:
         self.address = host or _DEFAULT_HOST
         self._timeout = timeout
         self._calls = ThreadPoolExecutor(CALLS, thread_name_prefix="engine-call")
+        self._heartbeat = ThreadPoolExecutor(1, thread_name_prefix="engine-heartbeat")
         self._log_streams = threading.BoundedSemaphore(LOG_STREAMS)
         self._pulls = threading.BoundedSemaphore(PULLS)
         self._connected: APIClient | None = None
@@ -94,13 +95,16 @@ class DockerApi:
 
     async def close(self) -> None:
         self._calls.shutdown(wait=False, cancel_futures=True)
+        self._heartbeat.shutdown(wait=False, cancel_futures=True)
         if self._connected:
             self._connected.close()
 
     # The engine
 
-    async def ping(self) -> None:
-        await self.call(lambda client: client.ping())
+    async def ping(self, timeout: float) -> None:
+        """BackendUnavailable when the engine does not answer within `timeout` seconds. Waits behind no other call."""
+        ask = partial(_ping, self._client, timeout)
+        await asyncio.get_running_loop().run_in_executor(self._heartbeat, partial(self._translating, ask))
 
     async def version(self) -> Json:
         return await self.call(lambda client: client.version())
@@ -296,6 +300,10 @@ def _checked(response: requests.Response) -> requests.Response:
         with closing(response):
             docker.errors.create_api_error_from_http_exception(exc)
     return response
+
+
+def _ping(client: APIClient, timeout: float) -> None:
+    _checked(client.get(_url(client, "/_ping"), timeout=timeout)).close()
 
 
 def _open_get(path: str, params: Mapping[str, str], client: APIClient, timeout: float) -> requests.Response:

@@ -41,6 +41,7 @@ def create_body(plan: SandboxPlan, options: DockerOptions) -> dict[str, Any]:
         "Env": [f"{name}={value}" for name, value in plan.env.items()],
         "Labels": labels(plan, options.instance),
         "HostConfig": _host_config(plan, options),
+        "Healthcheck": {"Test": ["NONE"]},  # an image's own would be run by the engine, outside of the sandbox's limits
     }
     if plan.entrypoint:
         body |= {"Entrypoint": list(plan.entrypoint), "Cmd": []}
@@ -73,13 +74,13 @@ def labels(plan: SandboxPlan, instance: str) -> dict[str, str]:
 def observation(labels: Mapping[str, str], state: ContainerState) -> Observation:
     """The sandbox that these labels are of. ValueError when they are not of this server's making."""
     try:
-        create_time = datetime.fromisoformat(labels[CREATE_TIME])
+        create_time = _read_time(labels[CREATE_TIME])
         return Observation(
             id=labels[ID],
             spec=_SPEC.validate_json(labels[SPEC]),
             metadata=_METADATA.validate_json(labels[METADATA]),
             create_time=create_time,
-            expire_time=datetime.fromisoformat(labels[EXPIRE_TIME]) if labels[EXPIRE_TIME] else None,
+            expire_time=_read_time(labels[EXPIRE_TIME]) if labels[EXPIRE_TIME] else None,
             runtime=_RUNTIME.validate_json(labels[RUNTIME]),
             state=state.state,
             state_time=max(state.time, create_time),
@@ -131,6 +132,13 @@ def _port_bindings(plan: SandboxPlan, options: DockerOptions) -> dict[str, Any]:
     if options.network_mode in (HOST, NONE):
         return {}
     return {f"{port}/tcp": [{"HostIp": options.publish_host, "HostPort": ""}] for port in plan.ports}
+
+
+def _read_time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"{text!r} is a time without a zone")
+    return time
 
 
 def _write_time(time: datetime) -> str:

@@ -148,6 +148,9 @@ class DockerDriver:
         except EngineError as exc:
             if exc.status == _CONFLICT:
                 raise NameTaken(exc.message) from exc
+            if "no command specified" in exc.message.lower():
+                message = "is required here: the image has neither ENTRYPOINT nor CMD"
+                raise InvalidArgument.of("spec.entrypoint", message) from exc
             if plan.platform and "unknown operating system or architecture" in exc.message:
                 raise InvalidArgument.of("spec.platform", exc.message) from exc
             raise
@@ -182,8 +185,11 @@ class DockerDriver:
         except EngineError as exc:
             if exc.status != _NOT_FOUND or self._options.network not in exc.message:
                 raise
-            log.warning("the sandboxes' network is gone; making it again", network=self._options.network)
-            await network.ensure(self._api, self._options)
+            log.warning("the sandboxes' network is gone", network=self._options.network)
+            try:
+                await network.ensure(self._api, self._options)
+            except StartupError as missing:
+                raise FailedPrecondition("START_FAILED", str(missing), subject=id) from exc
             await self._api.start_container(id)
 
     # Pause and resume

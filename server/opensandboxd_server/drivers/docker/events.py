@@ -22,6 +22,8 @@ from opensandboxd_server.drivers.docker.state import ContainerState, of_inspecte
 FIRST_RETRY, LAST_RETRY = 0.2, 5.0
 HEARTBEAT = 5.0
 """Seconds of silence after which the engine is asked whether it lives."""
+PING_TIMEOUT = 4.0
+"""Seconds that the engine has to say so."""
 _OVERLAP = 2.0
 """Seconds of events from before the subscription that are asked for, since the engine subscribes after it answers."""
 _SWITCHES = ("pause", "unpause")
@@ -47,9 +49,11 @@ class EngineEvents:
                     async for event in events:
                         delay, lost = FIRST_RETRY, False
                         yield event
-            except SandboxError as exc:
+            except Exception as exc:  # an engine's odd answer must not be the last that is heard of it
+                if not isinstance(exc, SandboxError):
+                    log.exception("the Docker engine's events cannot be understood")
                 if not lost:
-                    yield Lost(exc.message)
+                    yield Lost(str(exc))
                 lost = True
             await asyncio.sleep(delay)
             delay = min(2 * delay, LAST_RETRY)
@@ -64,7 +68,7 @@ class EngineEvents:
                     async with asyncio.timeout(HEARTBEAT):
                         batch = await stream.next_batch()
                 except TimeoutError:
-                    await self._api.ping()
+                    await self._api.ping(PING_TIMEOUT)
                     continue
                 if not batch:
                     raise BackendUnavailable("the Docker engine ended its stream of events")
@@ -81,7 +85,8 @@ class EngineEvents:
         """A listing tells enough of what runs; it does not say how what ended did."""
         if container["State"] == "running":
             created = datetime.fromtimestamp(container["Created"], UTC)
-            return self._observe(container["Labels"], ContainerState(SandboxState.RUNNING, created))
+            name = container["Names"][0] if container["Names"] else ""
+            return self._observe(name, container["Labels"], ContainerState(SandboxState.RUNNING, created))
         return await self._inspect(container["Id"])
 
     async def _look(self, batch: list[dict[str, Any]]) -> list[DriverEvent]:
@@ -92,8 +97,9 @@ class EngineEvents:
 
     async def _look_at(self, event: dict[str, Any]) -> DriverEvent | None:
         if event["Action"] == "destroy":
-            id = event["Actor"]["Attributes"].get(ID)
-            return Gone(id) if id else None
+            attributes = event["Actor"]["Attributes"]
+            id = attributes.get(ID)
+            return Gone(id) if id and attributes.get("name") == id else None
         at = datetime.fromtimestamp(event["timeNano"] / 1e9, UTC) if event["Action"] in _SWITCHES else None
         began = time.monotonic()
         sandbox = await self._inspect(event["Actor"]["ID"], at)
@@ -103,10 +109,15 @@ class EngineEvents:
         """None when it is gone, or going: a destroy event follows."""
         container = await self._api.inspect_container(container_id)
         state = of_inspected(container, switched_at) if container else None
-        return self._observe(container["Config"]["Labels"], state) if container and state else None
+        if not container or not state:
+            return None
+        return self._observe(container["Name"], container["Config"]["Labels"], state)
 
-    def _observe(self, labels: dict[str, str], state: ContainerState) -> Observation | None:
+    def _observe(self, name: str, labels: dict[str, str], state: ContainerState) -> Observation | None:
+        """None for what is not one of this server's sandboxes: labels can be copied (`docker commit`), names not."""
         try:
+            if name.removeprefix("/") != labels.get(ID):
+                raise ValueError(f"its name is {name}, which is not its {ID}")
             sandbox = observation(labels, state)
         except ValueError as exc:
             log.warning(
