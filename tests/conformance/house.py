@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -173,6 +174,8 @@ class DockerHouse:
         self._instances: set[str] = set()
 
     def missing(self) -> str:
+        if not shutil.which("docker"):
+            return "there is no docker command"
         found = subprocess.run(["docker", "info", "--format", "{{json .Runtimes}}"], capture_output=True, text=True)
         if found.returncode:
             return f"no Docker engine answers: {found.stderr.strip()}"
