@@ -6,6 +6,8 @@ Asserted of a whole engine that nobody else uses: no container, no volume, no ne
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -207,3 +209,39 @@ async def test_a_failed_pull_makes_nothing(private_engine: Private) -> None:
         with pytest.raises(SandboxError, match="cannot pull"):
             await driver.create(plan_for(options, image=ImageSource("127.0.0.1:1/nothing")), unheard)
         assert left_over(engine, options) == []
+
+
+CLOSING = """
+import asyncio, sys
+from opensandboxd_server.drivers.docker.driver import DockerDriver
+from opensandboxd_server.drivers.docker.options import DockerOptions
+
+async def main():
+    driver = DockerDriver(DockerOptions(sys.argv[2], docker_host=sys.argv[1], api_timeout=60))
+    await driver.start()
+    print("started", flush=True)
+    sys.stdin.readline()
+    call = asyncio.create_task(driver.pause("sbx-of-nobody"))
+    removal = asyncio.create_task(driver._removals.leave_nothing("sbx-of-nobody"))
+    await asyncio.sleep(0.3)
+    call.cancel()
+    await driver.close()
+    await asyncio.wait([call, removal])
+
+asyncio.run(main())
+"""
+
+
+def test_a_hung_engine_does_not_keep_the_process_from_its_end(private_engine: Private) -> None:
+    daemon, engine = private_engine
+    arguments = [sys.executable, "-c", CLOSING, daemon.host, engine.options().instance]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == b"started\n"
+        with daemon.hanging():
+            try:
+                process.communicate(b"\n", timeout=10)
+            finally:
+                process.kill()
+    assert process.returncode == 0

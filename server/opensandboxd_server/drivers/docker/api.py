@@ -13,7 +13,6 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,7 @@ from docker.utils import parse_repository_tag
 from opensandboxd_server.domain.errors import BackendError, BackendUnavailable, ResourceExhausted, SandboxError
 from opensandboxd_server.domain.model import RegistryAuth
 from opensandboxd_server.drivers.docker.streams import Source, Stream, settled
+from opensandboxd_server.drivers.docker.workers import Workers
 
 CALLS = 32
 LOG_STREAMS = 128
@@ -83,8 +83,8 @@ class DockerApi:
     def __init__(self, host: str, timeout: int) -> None:
         self.address = host or _DEFAULT_HOST
         self._timeout = timeout
-        self._calls = ThreadPoolExecutor(CALLS, thread_name_prefix="engine-call")
-        self._heartbeat = ThreadPoolExecutor(1, thread_name_prefix="engine-heartbeat")
+        self._calls = Workers(CALLS, "engine-call")
+        self._heartbeat = Workers(1, "engine-heartbeat")
         self._log_streams = threading.BoundedSemaphore(LOG_STREAMS)
         self._pulls = threading.BoundedSemaphore(PULLS)
         self._connected: APIClient | None = None
@@ -94,8 +94,9 @@ class DockerApi:
         self._connected = await self._submit(self._new_client)
 
     async def close(self) -> None:
-        self._calls.shutdown(wait=False, cancel_futures=True)
-        self._heartbeat.shutdown(wait=False, cancel_futures=True)
+        """Waits for nothing: calls that the engine has not answered fail with BackendUnavailable."""
+        self._calls.close()
+        self._heartbeat.close()
         if self._connected:
             self._connected.close()
 
@@ -104,7 +105,7 @@ class DockerApi:
     async def ping(self, timeout: float) -> None:
         """BackendUnavailable when the engine does not answer within `timeout` seconds. Waits behind no other call."""
         ask = partial(_ping, self._client, timeout)
-        await asyncio.get_running_loop().run_in_executor(self._heartbeat, partial(self._translating, ask))
+        await asyncio.wrap_future(self._heartbeat.submit(partial(self._translating, ask)))
 
     async def version(self) -> Json:
         return await self.call(lambda client: client.version())
@@ -214,7 +215,7 @@ class DockerApi:
             return None
 
     async def _submit(self, work: Callable[[], T]) -> T:
-        running = self._calls.submit(self._translating, work)
+        running = self._calls.submit(partial(self._translating, work))
         waiting = asyncio.wrap_future(running)
         try:
             return await asyncio.shield(waiting)

@@ -14,6 +14,8 @@ _CONFLICT = 409
 _RETRIES = (0.1, 0.3, 1.0)
 _PERSISTENCE = 5.0
 """Seconds between attempts in the background."""
+_LAST_PATIENCE = 2.0
+"""Seconds that the engine has to answer when the server ends."""
 
 log = structlog.get_logger()
 
@@ -52,9 +54,12 @@ class Removals:
         await settled(patience)
 
     async def close(self) -> None:
-        for task in list(self._doomed.values()):
+        """Ends what goes on in the background; waits a little for the engine's answers to what is under way."""
+        tasks = list(self._doomed.values())
+        for task in tasks:
             task.cancel()
-            await settled(task)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LAST_PATIENCE)
 
     async def _persist(self, id: str, may_appear: bool) -> None:
         loop = asyncio.get_running_loop()
