@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
+import tarfile
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from opensandboxd_server.domain.errors import FailedPrecondition, NotFound
-from opensandboxd_server.domain.model import LogChunk, LogOptions, LogStream, SandboxState
+from opensandboxd_server.domain.errors import FailedPrecondition, InvalidArgument, NotFound
+from opensandboxd_server.domain.model import ImageSource, LogChunk, LogOptions, LogStream, SandboxState
 from opensandboxd_server.domain.names import new_id
+from opensandboxd_server.drivers.docker.container import create_body
 from opensandboxd_server.drivers.docker.driver import DockerDriver
 from opensandboxd_server.drivers.docker.options import DockerOptions
 from tests.docker.conftest import BOTH_RUNTIMES, IMAGE, Engine, plan_for, unheard
@@ -137,6 +140,20 @@ async def test_another_servers_sandbox_is_not_found(engine: Engine, started: Sta
     assert engine.inspect(plan.id)["State"]["Running"]
 
 
+async def test_a_copy_of_a_sandboxs_labels_is_not_found(engine: Engine, started: Start) -> None:
+    options = engine.options()
+    driver: DockerDriver = await started(options)
+    copy, original = new_id(), plan_for(options)
+    await driver._api.create_container(copy, create_body(original, options))
+    await driver._api.start_container(copy)
+    container_id = engine.inspect(copy)["Id"]
+    for id in (copy, container_id):
+        assert await driver.delete(id) is False
+        with pytest.raises(NotFound):
+            await driver.pause(id)
+    assert engine.inspect(copy)["State"]["Running"]
+
+
 async def test_removals_that_meet_all_succeed(engine: Engine, started: Start) -> None:
     options = engine.options()
     driver: DockerDriver = await started(options)
@@ -153,6 +170,22 @@ async def test_an_entry_point_that_is_not_there_is_told_in_the_engines_words(eng
         await driver.create(plan_for(options, "/nonexistent"), unheard)
     assert caught.value.reason == "START_FAILED"
     assert engine.containers() == []
+
+
+async def test_an_image_that_says_nothing_to_run_needs_an_entry_point(engine: Engine, started: Start) -> None:
+    options = engine.options()
+    driver: DockerDriver = await started(options)
+    empty = io.BytesIO()
+    tarfile.open(fileobj=empty, mode="w").close()
+    image = f"opensandboxd-test/{options.instance}:silent"
+    await driver._api.import_image(empty.getvalue(), *image.split(":"))
+    try:
+        plan = replace(plan_for(options, image=ImageSource(image)), entrypoint=())
+        with pytest.raises(InvalidArgument, match="neither ENTRYPOINT nor CMD") as caught:
+            await driver.create(plan, unheard)
+    finally:
+        engine.client.remove_image(image)
+    assert [violation.field for violation in caught.value.violations] == ["spec.entrypoint"]
 
 
 async def test_a_taken_name_is_left_to_who_has_it(engine: Engine, started: Start) -> None:

@@ -62,8 +62,10 @@ class DockerDriver:
             raise StartupError(f"the Docker engine at {self._api.address} cannot be used: {exc.message}") from exc
 
     async def close(self) -> None:
-        await self._removals.close()
-        await self._api.close()
+        try:
+            await self._removals.close()
+        finally:
+            await self._api.close()
 
     async def create(self, plan: SandboxPlan, progress: Progress) -> Observation:
         body = container.create_body(plan, self._options)
@@ -221,8 +223,10 @@ class DockerDriver:
     # How
 
     async def _inspect(self, id: str) -> dict[str, Any]:
-        """NotFound also when the container of that name is not this server's."""
+        """NotFound also when the container of that name is not this server's, or only carries a sandbox's labels."""
         found = await self._api.inspect_container(id)
-        if not found or (found["Config"]["Labels"] or {}).get(container.INSTANCE) != self._options.instance:
+        labels = (found["Config"]["Labels"] or {}) if found else {}
+        ours = labels.get(container.INSTANCE) == self._options.instance and labels.get(container.ID) == id
+        if not found or not ours or found["Name"] != f"/{id}":
             raise NotFound(id)
         return found
