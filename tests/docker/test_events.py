@@ -12,6 +12,7 @@ import pytest
 
 from opensandboxd_server.domain.model import SandboxState
 from opensandboxd_server.domain.ports import DriverEvent, Gone, Lost, Observation, Relisted, Seen
+from opensandboxd_server.drivers.docker.api import DockerApi
 from opensandboxd_server.drivers.docker.container import create_body
 from opensandboxd_server.drivers.docker.driver import DockerDriver
 from opensandboxd_server.drivers.docker.options import DockerOptions
@@ -250,3 +251,26 @@ async def test_a_container_with_odd_labels_is_no_sandbox_and_hides_none(
         assert await heard.relisted() == {}
         await driver.create(plan, unheard)
         await heard.state(plan.id, SandboxState.RUNNING)
+
+
+class OddApi(DockerApi):
+    """Of an engine whose first listing lacks a key."""
+
+    listings = 0
+
+    async def list_containers(self, label: str) -> list[dict[str, Any]]:
+        self.listings += 1
+        listed = await super().list_containers(label)
+        return [{"Id": "odd"}] if self.listings == 1 else listed
+
+
+async def test_an_odd_answer_is_a_loss_and_not_the_end_of_the_events(engine: Engine) -> None:
+    options = engine.options()
+    driver = DockerDriver(options, OddApi(options.docker_host, options.api_timeout))
+    await driver.start()
+    try:
+        async with hearing(driver) as heard:
+            await heard.until(lambda event: isinstance(event, Lost))
+            assert await heard.relisted() == {}
+    finally:
+        await driver.close()

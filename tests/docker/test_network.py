@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,3 +168,15 @@ async def greeting(endpoint: Endpoint) -> bytes:
         return await reader.readline()
     finally:
         writer.close()
+
+
+async def test_a_configured_network_that_is_gone_fails_the_start_and_is_named(engine: Engine, started: Start) -> None:
+    options = engine.options()
+    options = replace(options, network_mode=options.instance)
+    engine.client.create_network(options.network, labels={INSTANCE: options.instance})
+    driver: DockerDriver = await started(options)
+    engine.client.remove_network(options.network)
+    with pytest.raises(FailedPrecondition, match=f"docker network create {options.network}") as caught:
+        await driver.create(plan_for(options), unheard)
+    assert caught.value.reason == "START_FAILED"
+    assert engine.containers() == []
