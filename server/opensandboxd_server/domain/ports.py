@@ -46,6 +46,28 @@ class Observation:
     message: str = ""
     exit_code: int | None = None
 
+    @classmethod
+    def planned(
+        cls,
+        plan: SandboxPlan,
+        state: SandboxState = SandboxState.PENDING,
+        reason: str = "CREATING",
+        message: str = "",
+    ) -> Observation:
+        """A sandbox that is being made, or could not be."""
+        return cls(
+            id=plan.id,
+            spec=plan.spec,
+            metadata=plan.metadata,
+            create_time=plan.create_time,
+            expire_time=plan.expire_time,
+            runtime=plan.runtime,
+            state=state,
+            state_time=plan.create_time,
+            reason=reason,
+            message=message,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:

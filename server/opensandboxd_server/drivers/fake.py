@@ -73,17 +73,7 @@ class FakeDriver:
         pass
 
     async def create(self, plan: SandboxPlan, progress: Progress) -> Observation:
-        observation = Observation(
-            id=plan.id,
-            spec=plan.spec,
-            metadata=plan.metadata,
-            create_time=plan.create_time,
-            expire_time=plan.expire_time,
-            runtime=plan.runtime,
-            state=SandboxState.PENDING,
-            state_time=plan.create_time,
-            reason="CREATING",
-        )
+        observation = Observation.planned(plan)
         try:
             for step in _STEPS:
                 if step == "pull":

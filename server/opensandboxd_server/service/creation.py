@@ -147,7 +147,7 @@ class Creations:
         if record:
             self._remember(record)
         self._running[plan.id] = creation
-        self._index.observe(_observation(plan))
+        self._index.observe(Observation.planned(plan))
         creation.task = asyncio.create_task(self._run(creation, record))
         creation.task.add_done_callback(lambda task: None if task.cancelled() else task.exception())
         return creation
@@ -196,13 +196,13 @@ class Creations:
         if creation.detached and not isinstance(why, Aborted):
             reason = _FAILURE_REASONS.get(why.reason, "CREATE_FAILED")
             message = _INTERRUPTED if reason == "CREATE_INTERRUPTED" else why.message
-            observation = _observation(creation.plan, SandboxState.FAILED, reason, message)
+            observation = Observation.planned(creation.plan, SandboxState.FAILED, reason, message)
             await self._keep_failure(replace(observation, state_time=self._clock.now()))
             return
         await self.drop(id, creation.end_reason, why.message)
 
     def _progress(self, plan: SandboxPlan, reason: str, message: str) -> None:
-        self._index.observe(_observation(plan, SandboxState.PENDING, reason, message))
+        self._index.observe(Observation.planned(plan, SandboxState.PENDING, reason, message))
 
     # What else is to know about creations
 
@@ -302,7 +302,7 @@ class Creations:
 
     def _interrupted(self, plan: SandboxPlan) -> FailureRecord:
         """What to find after a restart, should this server end before the creation does."""
-        observation = _observation(plan, SandboxState.FAILED, "CREATE_INTERRUPTED", _INTERRUPTED)
+        observation = Observation.planned(plan, SandboxState.FAILED, "CREATE_INTERRUPTED", _INTERRUPTED)
         return FailureRecord(observation, self._clock.now() + self._failure_ttl)
 
 
@@ -321,26 +321,6 @@ def body_hash(request: CreateRequest) -> str:
 
 def _plain(value: object) -> str:
     return value.name if isinstance(value, Enum) else str(value)
-
-
-def _observation(
-    plan: SandboxPlan,
-    state: SandboxState = SandboxState.PENDING,
-    reason: str = "CREATING",
-    message: str = "",
-) -> Observation:
-    return Observation(
-        id=plan.id,
-        spec=plan.spec,
-        metadata=plan.metadata,
-        create_time=plan.create_time,
-        expire_time=plan.expire_time,
-        runtime=plan.runtime,
-        state=state,
-        state_time=plan.create_time,
-        reason=reason,
-        message=message,
-    )
 
 
 def _pending(plan: SandboxPlan) -> Sandbox:
